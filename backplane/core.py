@@ -553,7 +553,7 @@ class Backplane(ClusterVerbs):
                 messages or 64 KiB wait at most; then nothing more is read from the client. Defaults to dropping what
                 the client sends.
             on_close: Called once with the `Connection` after it has ended and `on_message` has returned. What it raises
-                is logged. Defaults to nothing.
+                is logged, and after `handler_grace_seconds` it is cancelled. Defaults to nothing.
             **options: Those of `connect`.
 
         Raises:

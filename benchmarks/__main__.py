@@ -17,14 +17,14 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from benchmarks.choice import Choice, measure_choice
+from benchmarks.choice import Choice, check_capacity, measure_choice
 from benchmarks.competitors.catalog import COMPETITORS
 from benchmarks.harness.brokers import NAMES, Brokers
 from benchmarks.harness.candidate import CACHE, Loop, ServerName, Serving
+from benchmarks.harness.capacity import MAX_ADDRESSES, CapacityError, allow_many_files
 from benchmarks.harness.figures import FIGURES
 from benchmarks.harness.machine import description
 from benchmarks.harness.result import Report
-from benchmarks.harness.sockets import allow_many_files
 from benchmarks.micro.walks import walks
 from benchmarks.plans import FULL, SHORT
 from benchmarks.report import compare as comparison
@@ -71,6 +71,9 @@ def scenario(  # one for each option
     *,
     lane: Annotated[bool, typer.Option("--lane", help="Measure with the direct lane too.")] = False,
     only_lane: Annotated[bool, typer.Option("--only-lane", help="Measure with the direct lane only.")] = False,
+    handed_over: Annotated[
+        bool, typer.Option("--handed-over", help="Measure with clients that are handed over too, on the lane.")
+    ] = False,
     floors: Annotated[
         bool, typer.Option("--floors", help="Measure the floors too: the least that one write per message costs.")
     ] = False,
@@ -84,10 +87,22 @@ def scenario(  # one for each option
     payload: Annotated[int | None, typer.Option(min=32, help="Bytes of a message.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="How long is measured.")] = None,
     warm_up: Annotated[float | None, typer.Option(min=0.0, help="Seconds before that.")] = None,
+    publishers: Annotated[int | None, typer.Option(min=1, help="Clients that publish to each channel.")] = None,
     outstanding: Optional = None,
     stalled: Optional = None,
     repaired: Annotated[int | None, typer.Option(min=1, help="Kept channels that are repaired.")] = None,
     clients: Annotated[int | None, typer.Option(min=1, help="Processes of the audience.")] = None,
+    addresses: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MAX_ADDRESSES,
+            help="Loopback addresses of the clients; each has 28,232 ports. More than that many sockets need several.",
+        ),
+    ] = None,
+    in_memory: Annotated[int | None, typer.Option(min=0, help="How many idle clients have no socket.")] = None,
+    heartbeat: Annotated[float | None, typer.Option(min=0.1, help="Seconds between two pings to idle clients.")] = None,
+    drain: Annotated[float | None, typer.Option(min=0.1, help="Seconds over which idle clients are closed.")] = None,
     deflate: Annotated[bool, typer.Option("--deflate", help="Clients offer compression, as browsers do.")] = False,
     stalls: Annotated[bool, typer.Option("--stalls", help="Watch the server's event loops for stalls.")] = False,
     repetitions: Annotated[int, typer.Option(min=1)] = 3,
@@ -101,10 +116,15 @@ def scenario(  # one for each option
         "payload": payload,
         "seconds": seconds,
         "warm_up_seconds": warm_up,
+        "publishers": publishers,
         "outstanding": outstanding,
         "stalled": stalled,
         "repaired": repaired,
         "clients": clients,
+        "addresses": addresses,
+        "in_memory": in_memory,
+        "heartbeat": heartbeat,
+        "drain": drain,
         "deflate": deflate or None,
         "stalls": stalls or None,
     }
@@ -112,6 +132,7 @@ def scenario(  # one for each option
         urls=url,
         lane=lane,
         only_lane=only_lane,
+        handed_over=handed_over,
         floors=floors,
         competitors=competitors,
         serving=serving(server, workers, loop),
@@ -216,7 +237,15 @@ def session(parts: Sequence[tuple[str, Choice]], output: Path, into: Report | No
     """Measure and show each table; JSON and page are written after each section, so an interruption loses one only.
 
     Sections of `into` are kept, but for those of a scenario that is measured again, once it is.
+
+    Raises:
+        typer.Exit: This machine cannot hold the sockets; nothing has run.
     """
+    try:
+        check_capacity(parts)
+    except CapacityError as error:
+        console.print(f"[bold red]{error}[/]", soft_wrap=True)
+        raise typer.Exit(1) from None
     began, machine = time.monotonic(), description()
     report = Report(machine=machine) if into is None else into
     measured: list[Section] = []

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.competitors import catalog as competitors
+from benchmarks.harness import capacity
 from benchmarks.harness.candidate import Serving, backplane, floors, raw_clients
 from benchmarks.harness.run import Options
 from benchmarks.harness.session import measure
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from benchmarks.harness.result import Section
     from benchmarks.harness.run import Run
 
-__all__ = ["Choice", "measure_choice"]
+__all__ = ["Choice", "check_capacity", "measure_choice", "settled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,7 @@ class Choice:
         urls: Brokers for backplane, by URL or name.
         lane: Measure it with the direct lane too.
         only_lane: Measure it with the direct lane only.
+        handed_over: Measure it with clients that are handed over too, on the lane.
         floors: Measure the floors too.
         competitors: Names of competitors; `all` for every one.
         serving: Server, workers and loop.
@@ -41,6 +43,7 @@ class Choice:
     urls: Sequence[str] = ("redis",)
     lane: bool = False
     only_lane: bool = False
+    handed_over: bool = False
     floors: bool = False
     competitors: Sequence[str] = ()
     serving: Serving = Serving()  # noqa: RUF009  # frozen
@@ -57,11 +60,12 @@ class Choice:
         if self.floors and scenario == "fanout":
             found += raw_clients(list(urls.values()))
         for name, url in urls.items():
+            app, missing = SCENARIOS[scenario].app, brokers.missing.get(name, "")
             lanes = [True] if self.only_lane else [False, True] if self.lane else [False]
-            missing = brokers.missing.get(name, "")
-            found += [
-                _with(backplane(url, self.serving, lane=lane, app=SCENARIOS[scenario].app), missing) for lane in lanes
-            ]
+            ours = [backplane(url, self.serving, lane=lane, app=app) for lane in lanes]
+            if self.handed_over:
+                ours.append(backplane(url, self.serving, handed_over=True, app=app))
+            found += [_with(each, missing) for each in ours]
         return found + competitors.chosen(self.competitors, redis, self.serving)
 
 
@@ -70,17 +74,13 @@ def measure_choice(
 ) -> Section:
     """Run the scenario `name` as chosen."""
     scenario = SCENARIOS[name]
-    known = {field.name for field in fields(Options)}
-    given = {**scenario.defaults, **dict(choice.options)}
-    served = {key: given.pop(key) for key in ("workers", "server") if key in given}
-    if served and name in _SERVED_ALIKE:
-        choice = replace(choice, serving=replace(choice.serving, **served))
-    options = Options(
-        **{key: value for key, value in given.items() if key in known},
-        break_broker=brokers.kill,
-        mend_broker=brokers.start_again,
-    )
-    candidates = [_with(each, _unable(scenario, each, choice, brokers)) for each in choice.candidates(name, brokers)]
+    choice, options = settled(name, choice)
+    options = replace(options, break_broker=brokers.kill, mend_broker=brokers.start_again)
+    environment = scenario.environment(options)
+    candidates = [
+        replace(_with(each, _unable(scenario, each, choice, brokers)), environment={**each.environment, **environment})
+        for each in choice.candidates(name, brokers)
+    ]
     title = f"{name}: {scenario.about} — {_settings(options, choice)}"
     section = measure(name, title, scenario.run, candidates, options, choice.repetitions, progress)
     section.settings |= {
@@ -89,6 +89,31 @@ def measure_choice(
         "loop": choice.serving.loop,
     }
     return section
+
+
+def settled(name: str, choice: Choice) -> tuple[Choice, Options]:
+    """Return how the scenario `name` is served and how much it does, with what it has by default."""
+    known = {field.name for field in fields(Options)}
+    given = {**SCENARIOS[name].defaults, **dict(choice.options)}
+    served = {key: given.pop(key) for key in ("workers", "server") if key in given}
+    if served and name in _SERVED_ALIKE:
+        choice = replace(choice, serving=replace(choice.serving, **served))
+    return choice, Options(**{key: value for key, value in given.items() if key in known})
+
+
+def check_capacity(parts: Sequence[tuple[str, Choice]]) -> None:
+    """Check that this machine can hold the sockets of each of `parts`, before the first of them runs.
+
+    Raises:
+        CapacityError: It cannot; the message names the scenario.
+    """
+    for name, choice in parts:
+        served, options = settled(name, choice)
+        if SCENARIOS[name].opens_sockets:
+            try:
+                capacity.check(options, workers=served.serving.workers)
+            except capacity.CapacityError as error:
+                raise capacity.CapacityError(f"{name}: {error}") from None
 
 
 _SERVED_ALIKE = ("restart",)
@@ -107,6 +132,8 @@ def _unable(scenario: Scenario, candidate: Candidate, choice: Choice, brokers: B
         return "its broker was given by URL and must not be killed: give its name instead, --url redis"
     if scenario.needs == "workers" and (candidate.workers < 2 or choice.serving.server != "gunicorn"):
         return "it has no workers that are restarted one after the other"
+    if scenario.needs == "heartbeats" and candidate.kind != "backplane":
+        return "what is measured is the heartbeats and the drain of backplane"
     if scenario.needs == "history" and candidate.kind != "backplane":
         return "it has no history"
     if scenario.needs == "history" and candidate.workers > 1:

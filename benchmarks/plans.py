@@ -63,6 +63,29 @@ _FLOOD: Final = Choice(
     repetitions=1,
     options=(("connections", 450), ("stalled", 50), ("payload", 65_536), ("rate", 50.0), ("seconds", 60.0)),
 )
+# Beside the competitors whose memory is compared.
+_MEMORY: Final = Choice(
+    urls=("redis",),
+    lane=True,
+    handed_over=True,
+    floors=True,
+    competitors=("tutorial", "broadcaster", "node", "ws", "centrifuge"),
+    repetitions=1,
+)
+# 50,000 sockets where a process may have 20,000 files: on four workers, from three processes and four addresses.
+_CROWDED: Final = Choice(
+    urls=("redis",),
+    only_lane=True,
+    handed_over=True,
+    competitors=("node", "ws"),
+    serving=Serving(workers=4),
+    repetitions=1,
+    options=(("connections", 50_000), ("clients", 3), ("addresses", 4)),
+)
+# One worker with as many clients, of which only so many have sockets.
+_IDLE: Final = Choice(
+    urls=("redis",), only_lane=True, handed_over=True, repetitions=1, options=(("in_memory", 32_000),)
+)
 
 
 def _with(choice: Choice, **options: float) -> Choice:
@@ -79,7 +102,9 @@ FULL: Final[Sequence[tuple[str, Choice]]] = (
     ("slow", _FLOOD),
     ("fanout", replace(_ONCE, urls=("ipc", "redis", "nats", "kafka"), serving=Serving(workers=4))),
     ("saturation", Choice(urls=("redis",), lane=True, serving=Serving(workers=2))),
-    *((name, _ONCE) for name in ("memory", "slow", "channels", "churn", "storm")),
+    *(("memory", each) for each in (_MEMORY, _CROWDED)),
+    ("idle", _IDLE),
+    *((name, _ONCE) for name in ("slow", "channels", "churn", "storm")),
     # Kafka's client may take ten seconds to find its way back.
     ("failover", _with(_ONCE, seconds=20.0)),
     ("restart", _ONCE),

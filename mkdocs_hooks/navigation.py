@@ -44,6 +44,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
         "deployment",
         "health-and-metrics",
         "sizing",
+        "scale",
         "history",
         "servers",
         "proxies",

@@ -58,6 +58,7 @@ class PatientTimeout:
     ) -> None:
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None  # a cycle, in which the task would wait for a collection
         await self._timeout.__aexit__(kind, error, trace)
 
     def _expire(self) -> None:

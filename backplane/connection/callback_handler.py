@@ -134,7 +134,7 @@ class CallbackHandler:
 
     async def drop(self) -> None:
         """Drop what the client sends until the connection ends."""
-        if self._has_ended:
+        if self._has_ended and not self._is_closed:
             self._driver.disconnected()
         if not self._is_closed:
             self._dropping = asyncio.Event()
@@ -153,6 +153,11 @@ class CallbackHandler:
         """Refuse, as `next`."""
         await self.next()
 
+    def release(self) -> None:
+        """Drop the references of a connection that is finished: nothing of it is called any more."""
+        self._dropping = None
+        del self._driver, self._on_open, self._on_message, self._on_close
+
     # --- its task ---
 
     def _start(self) -> None:
@@ -161,7 +166,8 @@ class CallbackHandler:
 
     async def _run(self) -> None:
         """Handle what has arrived; finish if the connection ends meanwhile, or has ended."""
-        error = None if self._is_closed else await self._handle_messages()
+        # `on_open` is called also for a client that is closed already: what it acquires, `on_close` releases.
+        error = await self._handle_messages() if self._on_open is not None or not self._is_closed else None
         if error is None and self._has_ended:
             self._driver.disconnected()
         if error is None and not self._is_closed:
@@ -221,6 +227,9 @@ class CallbackHandler:
             if lane.close_code is None:  # no close frame was sent, whose answer could come
                 lane.close()
             self._clients.unregister(driver, lane.when_gone)
+            driver.release()
+        if error is not None and not isinstance(error, Exception):  # ends the process, or is a cancellation
+            raise error
 
 
 async def call(callback: Callable[..., Awaitable[object] | None] | None, *args: object) -> None:
@@ -232,8 +241,17 @@ async def call(callback: Callable[..., Awaitable[object] | None] | None, *args: 
 
 
 async def call_on_close(on_close: OnConnection | None, driver: ConnectionDriver) -> None:
-    """Call `on_close`; what it raises is logged, as there is no client any more to be closed."""
+    """Call `on_close`, and cancel it after the grace; what it raises is logged: there is no client to be closed."""
+    if on_close is None:
+        return
+    driver.handler_entered()
+    error: BaseException | None = None
     try:
         await call(on_close, driver.connection)
-    except Exception as error:
-        driver.log(logger, logging.ERROR, "on_close of connection %s failed", driver.id, exc_info=error)
+    except BaseException as raised:
+        error = raised
+    if driver.handler_left(error) or error is None:
+        return
+    if not isinstance(error, Exception):
+        raise error
+    driver.log(logger, logging.ERROR, "on_close of connection %s failed", driver.id, exc_info=error)

@@ -60,11 +60,11 @@ class CloseSequence:
     def __init__(self, driver: ConnectionDriver, context: Context) -> None:
         self._driver = driver
         self._context = context
-        self._is_stopped = False
+        self._is_stopped = driver.has_ended
         # First the timer of its turn, if it has one, then the task that flushes.
         self._turn: asyncio.TimerHandle | asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
-        self.state: ConnectionState = "open" if driver.is_accepted else "joining"
+        self.state: ConnectionState = driver.state
         self.requested: tuple[int, str] | None = None
 
     @property

@@ -142,7 +142,12 @@ class ConnectionDriver(BaseSubscriber):
         """Where it is between its handshake and its end."""
         if self._close_sequence is not None:
             return self._close_sequence.state
-        return "open" if self.is_accepted else "joining"
+        return "closed" if self._ended else "open" if self.is_accepted else "joining"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is received or sent any more, and the close frame is sent or on its way."""
+        return self._ended
 
     @property
     def closed_with(self) -> tuple[int, str] | None:
@@ -179,7 +184,7 @@ class ConnectionDriver(BaseSubscriber):
         now = asyncio.get_running_loop().time()
         self.timers.expires_at = None if moment is None else now + moment - time.time()
         if self.is_accepted and self.state in ("open", "draining"):
-            self.timers.due = self.timers.next_due(now, self.policy.limits)
+            self.timers.due = self.timers.next_due(self.policy.limits)
             self.policy.keepalive.put(self)
 
     def count_invalid(self, error: InvalidMessageError) -> None:
@@ -353,20 +358,22 @@ class ConnectionDriver(BaseSubscriber):
         if code is not None:
             self.timers.due = float("inf")
             return self.limit_exceeded(code, close_reason(code))
-        if limits.heartbeat_seconds is not None:
+        if limits.heartbeat_seconds is not None and now >= self.timers.heartbeat_at:
             try:
                 self._heartbeat(now, limits.heartbeat_seconds)
             except Exception as error:  # of the server: the timer serves all other connections too
                 self._failed(error)
-        self.timers.due = (
-            float("inf") if self._detached else min(self.timers.next_due(now, limits), now + _CHECK_SECONDS)
-        )
+        due = float("inf") if self._detached else self.timers.next_due(limits)
+        # Without a handler the server receives by itself: nothing is to be looked after.
+        self.timers.due = due if self._handler is None else min(due, now + _CHECK_SECONDS)
 
     # --- called by the handshake and the worker ---
 
     def handler_entered(self) -> None:
         """The block is about to be entered, by the task that calls."""
         self._handler = Handler(self.policy.handler_grace_seconds, self._handler_cancelled)
+        if self._detached:  # as for a callback whose message came together with the end of the client
+            self._handler.connection_ended()
 
     def handler_left(self, error: BaseException | None) -> bool:
         """The block is left; return whether `error` is the cancellation of a handler that outlived its connection."""
@@ -414,10 +421,23 @@ class ConnectionDriver(BaseSubscriber):
         handler.begin(handed_over.lane)
         return True
 
+    def release(self) -> None:
+        """Drop what refers back to this, once a client without a handler is finished.
+
+        A cycle is freed by the garbage collector alone, and where thousands of clients leave its passes are long.
+        """
+        self.outbox.on_drop = None
+        self.sender.release()
+        assert isinstance(self.receiver, CallbackHandler)
+        self.receiver.release()
+        self._close_sequence = None
+        del self.connection
+
     async def close(self, code: int, reason: str) -> None:
         """Close, and return when the close frame is sent or the attempt was given up."""
-        self.closing.close(code, reason)
-        await self.closing.closed()
+        if self._close_sequence is not None or not self._ended:
+            self.closing.close(code, reason)
+            await self.closing.closed()
 
     def retire(self, code: int, reason: str) -> None:
         """Send what waits, then close; until then the client receives what is published."""

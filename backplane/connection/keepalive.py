@@ -34,17 +34,19 @@ class ConnectionTimers:
     Attributes:
         opened_at: When it was accepted.
         last_received_at: When its client last sent a message.
+        heartbeat_at: When the next heartbeat is due.
         pinged_at: When the last heartbeat was sent, if that is not answered.
         expires_at: When its permission runs out.
         due: When `check_timers` is due next.
         bucket: In which bucket of `KeepaliveScheduler` it is.
     """
 
-    __slots__ = ("bucket", "due", "expires_at", "last_received_at", "opened_at", "pinged_at")
+    __slots__ = ("bucket", "due", "expires_at", "heartbeat_at", "last_received_at", "opened_at", "pinged_at")
 
     def __init__(self, now: float) -> None:
         self.opened_at: float = now
         self.last_received_at: float = now
+        self.heartbeat_at: float = math.inf
         self.pinged_at: float | None = None
         self.expires_at: float | None = None
         self.due: float = now
@@ -56,9 +58,9 @@ class ConnectionTimers:
         The first heartbeats are spread, as many clients can connect at the same moment.
         """
         self.opened_at = self.last_received_at = now
-        self.due = self.next_due(now, limits)
         if limits.heartbeat_seconds is not None:
-            self.due = min(self.due, now + limits.heartbeat_seconds * random.uniform(0.5, 1))  # noqa: S311
+            self.heartbeat_at = now + limits.heartbeat_seconds * random.uniform(0.5, 1)  # noqa: S311
+        self.due = self.next_due(limits)
 
     def has_expired(self, now: float) -> bool:
         """Return whether the permission has run out."""
@@ -79,12 +81,15 @@ class ConnectionTimers:
     ) -> Literal["alive", "ping", "silent"]:
         """Return what a heartbeat finds: the client is alive, must be pinged, or has not answered the last ping.
 
+        The next one is due after `interval`.
+
         Args:
             now: By the event loop's clock.
             interval: The time between two heartbeats.
             last_received_at: When the last bytes of the client came.
             is_read: Whether the client is read at all: only then the absence of an answer shows that it is gone.
         """
+        self.heartbeat_at = now + interval
         if is_read and self.pinged_at is not None and last_received_at < self.pinged_at:
             return "silent"
         if not is_read or now - last_received_at < interval / 2:
@@ -93,17 +98,15 @@ class ConnectionTimers:
         self.pinged_at = now
         return "ping"
 
-    def next_due(self, now: float, limits: Limits) -> float:
+    def next_due(self, limits: Limits) -> float:
         """Return when the next limit can be reached, or the next heartbeat is due."""
-        due = math.inf
+        due = self.heartbeat_at
         if self.expires_at is not None:
-            due = self.expires_at
+            due = min(due, self.expires_at)
         if limits.max_age_seconds is not None:
             due = min(due, self.opened_at + limits.max_age_seconds)
         if limits.idle_timeout_seconds is not None:
             due = min(due, self.last_received_at + limits.idle_timeout_seconds)
-        if limits.heartbeat_seconds is not None:
-            due = min(due, now + limits.heartbeat_seconds)
         return due
 
 

@@ -94,6 +94,10 @@ class Sender(ABC):
     def close(self) -> None:
         """Drop what waits, and send nothing more."""
 
+    def release(self) -> None:
+        """Drop the reference to the connection, after `close`."""
+        del self._callbacks
+
     @property
     @abstractmethod
     def is_waiting(self) -> bool:

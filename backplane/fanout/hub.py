@@ -43,6 +43,8 @@ _PASS_SECONDS: Final = 0.005
 _LONG_SECONDS: Final = 0.001
 _REST_SHARE: Final = 0.25
 _MOST_REST_SECONDS: Final = 0.002
+# Timers of uvloop are rounded to whole milliseconds, where those of asyncio are rounded up.
+_TIMER_ROUNDING_SECONDS: Final = 0.0005
 
 
 class Hub:
@@ -84,9 +86,8 @@ class Hub:
         self._collected_count = 0
         self._collected_bytes = 0
         self._deliveries: deque[Delivery] = deque()
-        self._resting: dict[str, float] = {}  # until when, by channel
+        self._resting: dict[str, asyncio.TimerHandle] = {}
         self._flush_handle: asyncio.Handle | None = None
-        self._rest_handle: asyncio.TimerHandle | None = None
         self._revocations = 0
         self.delivered: int = 0
         self.malformed: int = 0
@@ -280,9 +281,8 @@ class Hub:
         if self._flush_handle is not None:
             self._flush_handle.cancel()
             self._flush_handle = None
-        if self._rest_handle is not None:
-            self._rest_handle.cancel()
-            self._rest_handle = None
+        for timer in self._resting.values():
+            timer.cancel()
         self._resting.clear()
 
     def _flush_in_slices(self) -> None:
@@ -292,8 +292,6 @@ class Hub:
         """
         loop = asyncio.get_running_loop()
         deliveries, deadline = self._deliveries, 0.0
-        if self._resting:
-            self._wake(loop)
         self._start_deliveries()
         while deliveries:
             delivery = deliveries.popleft()
@@ -318,23 +316,14 @@ class Hub:
         that moment it publishes several, and they are written together. Other channels do not wait.
         """
         rest = min(seconds * _REST_SHARE, self._most_rest_seconds)
-        if seconds < _LONG_SECONDS or not rest:
+        if seconds < _LONG_SECONDS or not rest or channel in self._resting:
             return
-        self._resting[channel] = loop.time() + rest
-        if self._rest_handle is None:
-            self._rest_handle = loop.call_later(rest, self._rested)
+        self._resting[channel] = loop.call_later(rest + _TIMER_ROUNDING_SECONDS, self._rested, channel)
 
-    def _rested(self) -> None:
-        self._rest_handle = None
-        if self._flush_handle is None:
+    def _rested(self, channel: str) -> None:
+        del self._resting[channel]
+        if channel in self._collected and self._flush_handle is None:
             self._flush_handle = asyncio.get_running_loop().call_soon(self._flush_in_slices)
-
-    def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Forget the channels whose rest is over; set the timer again for those whose rest is not."""
-        now = loop.time()
-        self._resting = {channel: until for channel, until in self._resting.items() if until > now}
-        if self._resting and self._rest_handle is None:
-            self._rest_handle = loop.call_at(min(self._resting.values()), self._rested)
 
     def _start_deliveries(self) -> None:
         """Begin to deliver what was collected.

@@ -283,6 +283,7 @@ class HandedOverProtocol(asyncio.Protocol, TransportLane):
 
     def _drop_unneeded(self) -> None:
         if self._incoming is not None and not self._incoming.is_needed and not self._ended:
+            self._incoming.conn.parser.close()  # it and `conn` are a cycle, which would wait for a collection
             self._incoming = None
 
     def _take_frame(self, incoming: Incoming, frame: Frame) -> bool:

@@ -270,6 +270,7 @@ class _UvicornLane(TransportLane):
         if successor is not None:
             self._writer = None  # it writes to the successor
             self.end()
+            _forget(self._conn)
         return successor
 
     def end(self) -> None:
@@ -301,6 +302,13 @@ def _observe(conn: Any, lane: _UvicornLane) -> None:
     # The object exists already, and Uvicorn has no option for its class.
     conn.__class__ = _ObservedProtocol
     conn.lane = lane
+
+
+def _forget(conn: Any) -> None:
+    """Break the cycles of a parser that is not needed any more: they would wait for a garbage collection."""
+    conn.__class__ = ServerProtocol
+    del conn.lane
+    conn.parser.close()
 
 
 @cache  # logged once, not for each client
@@ -356,6 +364,7 @@ def _state_can_be_observed() -> bool:
         lane = _UvicornLane(cast("Any", None), probe, asyncio.Transport(), 0.0)
         _observe(probe, lane)
         probe.send_close(1000)
+        _forget(probe)
     except Exception:  # an unknown version of websockets may raise anything
         logger.debug("the state of a websockets protocol cannot be observed", exc_info=True)
         return False

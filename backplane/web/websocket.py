@@ -204,6 +204,8 @@ class StarletteSocket:
         if lane is None:
             return None
         self._websocket.application_state = self._websocket.client_state = WebSocketState.DISCONNECTED
+        del self._websocket.receive  # cycles, in which the scope and the protocol would wait for a collection
+        self._bypass = None
         return HandedOverSocket(lane)
 
     def on_bypass(self, receiver: Bypass, /) -> None:

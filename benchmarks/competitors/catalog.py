@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from benchmarks.harness.candidate import ROOT, Candidate, Serving, asgi_command
-from benchmarks.harness.websocket import PLAIN, SOCKET_IO
+from benchmarks.harness.websocket import CENTRIFUGE, PLAIN, SOCKET_IO
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,14 +30,19 @@ class Competitor:
         dialect: What its clients send.
         one_worker: Whether it only reaches the sockets of its own process.
         first_alone: As `Candidate.first_alone`.
-        node: Whether it runs on Node.
+        runs_on: What it is written for.
     """
 
     title: str
     dialect: Dialect = PLAIN
     one_worker: bool = False
     first_alone: bool = False
-    node: bool = False
+    runs_on: Literal["Python", "Node", "Go"] = "Python"
+
+    @property
+    def pinned(self) -> str:
+        """The file that pins its versions."""
+        return {"Python": "requirements.txt", "Node": "package-lock.json", "Go": "go.sum"}[self.runs_on]
 
 
 COMPETITORS: Final = {
@@ -47,7 +52,9 @@ COMPETITORS: Final = {
     "channels": Competitor(title="Django channels_redis"),
     "socketio": Competitor(title="python-socketio", dialect=SOCKET_IO),
     "fastapi-websockets": Competitor(title="fastapi-websockets"),
-    "node": Competitor(title="Node Socket.IO", dialect=SOCKET_IO, node=True),
+    "node": Competitor(title="Node Socket.IO", dialect=SOCKET_IO, runs_on="Node"),
+    "ws": Competitor(title="Node ws", runs_on="Node"),
+    "centrifuge": Competitor(title="centrifuge (Go)", dialect=CENTRIFUGE, runs_on="Go"),
 }
 """The folder of each has the same name."""
 
@@ -64,12 +71,15 @@ def _candidate(name: str, redis_url: str, serving: Serving) -> Candidate:
         unknown = f"no competitor is named {name!r}; known are {', '.join(COMPETITORS)}"
         return Candidate(name=name, kind="competitor", command=(), missing=unknown)
     environment = ENVIRONMENTS / name
-    program = "node" if competitor.node else str(environment / "bin" / "python")
-    command = [program, str(environment / "app.js")] if competitor.node else asgi_command(program, "app:app", serving)
+    commands = {
+        "Python": asgi_command(str(environment / "bin" / "python"), "app:app", serving),
+        "Node": ["node", str(environment / "app.js")],
+        "Go": [str(environment / "app")],
+    }
     return Candidate(
         name=competitor.title,
         kind="competitor",
-        command=command,
+        command=commands[competitor.runs_on],
         folder=FOLDER / name,
         environment={"BENCH_REDIS_URL": redis_url, "BENCH_WORKERS": str(serving.workers)},
         dialect=competitor.dialect,
@@ -88,6 +98,8 @@ def _missing(name: str, competitor: Competitor, serving: Serving) -> str:
         return f"not installed: make competitors (looked in {(ENVIRONMENTS / name).relative_to(ROOT)})"
     if competitor.one_worker and serving.workers > 1:
         return "it reaches one worker only"
+    if competitor.runs_on == "Go" and serving.workers > 1:
+        return "it is one process on all cores"
     if serving.server == "gunicorn":
         return "it is measured under uvicorn only"
     return ""

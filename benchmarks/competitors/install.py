@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from benchmarks.competitors.catalog import COMPETITORS, ENVIRONMENTS, FOLDER
 
@@ -24,14 +24,14 @@ def main(names: list[str]) -> int:
     failed = 0
     for name in names or COMPETITORS:
         environment = ENVIRONMENTS / name
-        pinned = FOLDER / name / ("package-lock.json" if COMPETITORS[name].node else "requirements.txt")
+        pinned = FOLDER / name / COMPETITORS[name].pinned
         if _is_current(environment, pinned):
             print(f"{name}: installed")
             continue
         print(f"{name}: installing ...", flush=True)
         shutil.rmtree(environment, ignore_errors=True)
         environment.mkdir(parents=True)
-        reason = _install_node(environment) if COMPETITORS[name].node else _install_python(environment, pinned)
+        reason = _INSTALL[COMPETITORS[name].runs_on](environment, pinned)
         (environment / ("failed.txt" if reason else "installed")).write_text(reason)
         if reason:
             failed += 1
@@ -41,7 +41,7 @@ def main(names: list[str]) -> int:
 
 def _is_current(environment: Path, pinned: Path) -> bool:
     mark = environment / "installed"
-    sources = [pinned, *(pinned.parent.glob("*.js"))]
+    sources = [pinned, *pinned.parent.glob("*.js"), *pinned.parent.glob("*.go")]
     return mark.exists() and all(mark.stat().st_mtime > source.stat().st_mtime for source in sources)
 
 
@@ -51,19 +51,28 @@ def _install_python(environment: Path, pinned: Path) -> str:
     return made or _run(sys.executable, *pip, "--quiet", "--requirement", str(pinned))
 
 
-def _install_node(environment: Path) -> str:
+def _install_node(environment: Path, pinned: Path) -> str:
     if shutil.which("node") is None or shutil.which("npm") is None:
         return "there is no Node here"
     for name in ("app.js", "package.json", "package-lock.json"):
-        shutil.copy(FOLDER / "node" / name, environment)
+        shutil.copy(pinned.parent / name, environment)
     # Node finds what it requires beside the file, so the application goes there too.
     return _run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(environment))
 
 
-def _run(*command: str) -> str:
+def _install_go(environment: Path, pinned: Path) -> str:
+    if shutil.which("go") is None:
+        return "there is no Go here"
+    return _run("go", "build", "-mod=readonly", "-o", str(environment / "app"), ".", folder=pinned.parent)
+
+
+def _run(*command: str, folder: Path = FOLDER) -> str:
     """Return why a command failed; empty if it did not."""
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     return f"{found.stdout}{found.stderr}"[-2000:] or f"status {found.returncode}" if found.returncode else ""
+
+
+_INSTALL: Final = {"Python": _install_python, "Node": _install_node, "Go": _install_go}
 
 
 if __name__ == "__main__":

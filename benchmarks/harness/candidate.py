@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "APP",
     "CACHE",
+    "HANDED_OVER",
     "ROOT",
     "Candidate",
     "Kind",
@@ -37,6 +38,9 @@ __all__ = [
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "benchmarks"
 APP = "benchmarks.servers.backplane_app:app"
+
+HANDED_OVER = " handed over"
+"""How the name of a candidate ends whose clients are handed over."""
 
 _LANE = "backplane.server.uvicorn:DirectLaneProtocol"
 
@@ -103,18 +107,22 @@ def asgi_command(python: str, app: str, serving: Serving, *, lane: bool = False)
     return [
         *(python, "-m", "uvicorn", app, "--host", "127.0.0.1", "--port", "{port}", "--loop", serving.loop),
         *("--workers", str(serving.workers), "--log-level", "warning", "--no-access-log"),
+        # A worker that is busy for longer than its default of 5 s would be killed.
+        *("--timeout-worker-healthcheck", "60"),
         *(("--ws", _LANE) if lane else ()),
     ]
 
 
-def backplane(url: str, serving: Serving, *, lane: bool = False, app: str = APP) -> Candidate:
-    """Return backplane on the broker at `url`, as `app` uses it."""
+def backplane(
+    url: str, serving: Serving, *, lane: bool = False, handed_over: bool = False, app: str = APP
+) -> Candidate:
+    """Return backplane on the broker at `url`, as `app` uses it; clients that are handed over need the lane."""
     scheme = urlsplit(url).scheme
     return Candidate(
-        name=f"backplane {scheme}{' lane' if lane else ''}",
+        name=f"backplane {scheme}{HANDED_OVER if handed_over else ' lane' if lane else ''}",
         kind="backplane",
-        command=asgi_command(sys.executable, app, serving, lane=lane),
-        environment={"BACKPLANE_URL": url},
+        command=asgi_command(sys.executable, app, serving, lane=lane or handed_over),
+        environment={"BACKPLANE_URL": url, **({"BENCH_HANDS_OVER": "1"} if handed_over else {})},
         workers=serving.workers,
         broker_url=url if scheme not in ("memory", "ipc") else "",
         missing="memory:// reaches one worker only" if scheme == "memory" and serving.workers > 1 else "",

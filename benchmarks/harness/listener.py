@@ -45,10 +45,12 @@ class Listener:
         epoch: The run's zero, on the monotonic clock, in nanoseconds.
         tally: What counts.
         deflate: Whether to offer compression, whose frames have all sizes and are parsed one by one.
+        addresses: Over how many addresses the clients are spread.
     """
 
-    def __init__(self, run: str, epoch: int, tally: Tally, *, deflate: bool) -> None:
+    def __init__(self, run: str, epoch: int, tally: Tally, *, deflate: bool, addresses: int = 1) -> None:
         self._deflate = deflate
+        self._addresses = addresses
         self.clients: list[Client] = []
         self.tally = tally
         self.poll = select.epoll()
@@ -78,7 +80,15 @@ class Listener:
         `first` is as `Tally.add_connections` takes it, and `may_fail` as `connect` does.
         """
         paths = [dialect.listen_path.format(channel=channel_name(channel)) for channel in channels]
-        opened = connect(port, paths, dialect, at_once=at_once, deflate=self._deflate, may_fail=may_fail)
+        opened = connect(
+            port,
+            paths,
+            dialect,
+            at_once=at_once,
+            deflate=self._deflate,
+            addresses=self._addresses,
+            may_fail=may_fail,
+        )
         self.tally.add_connections([channels[client.number] for client in opened], first=first)
         for client in opened:
             index = len(self.clients)
@@ -106,6 +116,16 @@ class Listener:
         if not ready:
             self.count_reads()
             return False
+        return self._read(ready)
+
+    def catch_up(self) -> None:
+        """Read what has arrived by now: a client that does not answer pings for long is closed."""
+        while (ready := self.poll.poll(0)) and not self._read(ready):
+            pass
+        self.count_reads()
+
+    def _read(self, ready: Sequence[tuple[int, int]]) -> bool:
+        """Read from the descriptors that are ready; returns whether another one is among them."""
         other = False
         view, by_descriptor = self._view, self._by_descriptor
         for descriptor, _ in ready:

@@ -10,9 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from benchmarks.harness.capacity import allow_many_files
 from benchmarks.harness.listener import Listener
 from benchmarks.harness.publisher import Plan, Publisher, PublishReport
-from benchmarks.harness.sockets import Client, allow_many_files, connect
+from benchmarks.harness.sockets import Client, connect
 from benchmarks.harness.tally import Tally, Window
 from benchmarks.harness.text import channel_name
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["AudienceReport", "RemoteAudience", "RemoteError", "RemotePublisher", "Shape"]
 
 _ANSWER_SECONDS = 120.0
+_CONNECTED_IN_ONE_GO = 1000
 
 
 class RemoteError(Exception):
@@ -45,6 +47,7 @@ class Shape:
         publishers: How many publish to each.
         size: Bytes of a message.
         deflate: Whether clients offer compression.
+        addresses: Over how many addresses they are spread.
         read_every_seconds: How long the audience sleeps between two reads of its sockets.
     """
 
@@ -56,6 +59,7 @@ class Shape:
     publishers: int = 1
     size: int = 128
     deflate: bool = False
+    addresses: int = 1
     read_every_seconds: float = 0.0
 
 
@@ -74,7 +78,11 @@ class _Audience:
         self._shape = shape
         self._stalled: list[Client] = []
         self._listener = Listener(
-            shape.run, shape.epoch, Tally(Window(0, 0), shape.channels, shape.publishers), deflate=shape.deflate
+            shape.run,
+            shape.epoch,
+            Tally(Window(0, 0), shape.channels, shape.publishers),
+            deflate=shape.deflate,
+            addresses=shape.addresses,
         )
 
     def serve(self, pipe: Connection) -> None:
@@ -83,11 +91,20 @@ class _Audience:
             time.sleep(self._shape.read_every_seconds)
 
     def connect(self, channels: Sequence[int], at_once: int, first: int, may_fail: bool = False) -> list[float]:
-        shape = self._shape
-        opened = self._listener.open(
-            shape.port, channels, shape.dialect, at_once=at_once, first=first, may_fail=may_fail
-        )
-        return [client.seconds for client in opened]
+        """Open clients, not so many without a pause that those before them answer no pings."""
+        shape, seconds, batch = self._shape, list[float](), max(at_once, _CONNECTED_IN_ONE_GO)
+        for start in range(0, len(channels), batch):
+            opened = self._listener.open(
+                shape.port,
+                channels[start : start + batch],
+                shape.dialect,
+                at_once=at_once,
+                first=first,
+                may_fail=may_fail,
+            )
+            seconds += [client.seconds for client in opened]
+            self._listener.catch_up()
+        return seconds
 
     def disconnect(self, count: int) -> None:
         """Close the oldest `count` that are open."""
@@ -124,6 +141,9 @@ class _Audience:
     def open_count(self) -> int:
         return sum(client.closed is None for client in self._listener.clients)
 
+    def pings(self) -> int:
+        return sum(client.pings for client in self._listener.clients)
+
     def finish(self) -> AudienceReport:
         return AudienceReport(self._listener.result(), dict(self._listener.closed()))
 
@@ -158,14 +178,14 @@ class _Remote:
         """Send a call without waiting; `receive` takes the answer."""
         self._pipe.send((name, arguments))
 
-    def receive(self) -> Any:
-        """Return the answer.
+    def receive(self, seconds: float = _ANSWER_SECONDS) -> Any:
+        """Return the answer, for which it has `seconds`.
 
         Raises:
             RemoteError: It failed in the process, or the process does not answer.
         """
         try:
-            answered = self._pipe.poll(_ANSWER_SECONDS)
+            answered = self._pipe.poll(seconds)
             failed, value = self._pipe.recv() if answered else (True, "it does not answer")
         except EOFError:
             failed, value = True, "it has ended"
@@ -230,7 +250,7 @@ def _answer(target: object, pipe: Connection) -> bool:
     """Execute one call; returns whether there may be more."""
     try:
         name, arguments = pipe.recv()
-    except EOFError:
+    except (EOFError, ConnectionResetError):  # the harness has ended, perhaps with an answer unread
         return False
     try:
         answer = (False, getattr(target, name)(*arguments))

@@ -15,6 +15,7 @@ from benchmarks.harness import histogram
 from benchmarks.harness.publisher import Plan
 from benchmarks.harness.remote import AudienceReport, RemoteAudience, RemotePublisher, Shape
 from benchmarks.harness.server import cpu_seconds, listener_pid
+from benchmarks.harness.sockets import open_seconds
 from benchmarks.harness.tally import Window
 from benchmarks.harness.text import letters
 from benchmarks.servers import stall
@@ -33,6 +34,11 @@ __all__ = ["Load", "Options", "Run", "Usage"]
 _LEAD_SECONDS: Final = 0.2
 _GRACE_SECONDS: Final = 3.0
 _BUSY: Final = 0.9
+# What a probe may take to each socket before the next one is sent: servers in use take up to 20 us.
+_PROBE_SECONDS: Final = 0.5
+_PROBE_SECONDS_EACH: Final = 2e-5
+_OFF: Final = 0.1
+"""How much of the window may be missing from what CPU is measured of."""
 
 _ANY: Final = -1
 """A socket that connects later may receive any message first."""
@@ -52,6 +58,12 @@ class Options:
         publishers: How many publish to each channel.
         outstanding: Messages on their way, where they are sent as fast as they are received.
         clients: Processes of the audience.
+        addresses: Over how many addresses of the loopback its sockets are spread; each has as many ports as the system
+            gives out.
+        in_memory: How many of the connections have no socket, where a scenario has idle clients (`servers.crowd`): the
+            system limits how many a process may have.
+        heartbeat: Seconds between two pings of the server, where a scenario has idle clients.
+        drain: Seconds over which the server spreads its drain there.
         stalled: Sockets that never read.
         repaired: Kept channels that are repaired after a lost link.
         deflate: Whether clients offer permessage-deflate, as browsers do.
@@ -69,6 +81,10 @@ class Options:
     publishers: int = 1
     outstanding: int = 16
     clients: int = 1
+    addresses: int = 1
+    in_memory: int = 0
+    heartbeat: float = 30.0
+    drain: float = 5.0
     stalled: int = 2
     repaired: int = 10_000
     deflate: bool = False
@@ -139,6 +155,7 @@ class Load:
             publishers=publishers or options.publishers,
             size=options.payload,
             deflate=options.deflate,
+            addresses=options.addresses,
             read_every_seconds=read_every_seconds,
         )
         self.usage = Usage()
@@ -146,10 +163,14 @@ class Load:
         self._stack = ExitStack()
         self._plan = Plan(start=0, end=0, rate=1, outstanding=1, size=0, channels=1, publishers=1)
         self._published: PublishReport | None = None
+        self._broker: int | None = None
         self._primed = False
         self._never_received_by_all = np.zeros(histogram.SIZE, np.int64)
 
     def __enter__(self) -> Self:
+        # Looked for before there are sockets by the thousand: it takes reading a table of all.
+        url = self.server.candidate.broker_url
+        self._broker = listener_pid(url) if url else None
         self.publisher = self._stack.enter_context(RemotePublisher(self.shape))
         self.audience = [
             self._stack.enter_context(RemoteAudience(self.shape)) for _ in range(max(self.options.clients, 1))
@@ -170,7 +191,8 @@ class Load:
         channels = [number % self.shape.channels for number in range(total)]
         for number, audience in enumerate(self.audience):
             audience.send("connect", channels[number :: len(self.audience)], at_once, first)
-        return [seconds for audience in self.audience for seconds in audience.receive()]
+        patience = 2 * open_seconds(total)
+        return [seconds for audience in self.audience for seconds in audience.receive(patience)]
 
     def reconnect(self) -> list[float]:
         """Open as many sockets as were cut, where the server accepts them; returns how long each took, in seconds."""
@@ -185,13 +207,14 @@ class Load:
         """Open the publishers, and wait until every socket receives.
 
         Raises:
-            TimeoutError: Some do not within 30 seconds.
+            TimeoutError: Some do not within 60 probes, half a minute and more.
         """
         self.publisher.call("open", self.shape.publishers, watchers)
-        deadline = time.monotonic() + 30
+        pause = _PROBE_SECONDS + self.options.connections * _PROBE_SECONDS_EACH
+        deadline = time.monotonic() + 60 * pause
         while True:
             self.publisher.call("probe", self.shape.channels)
-            until = time.monotonic() + 0.5
+            until = time.monotonic() + pause
             while time.monotonic() < until:
                 if all(audience.call("all_probed") for audience in self.audience):
                     return
@@ -226,12 +249,11 @@ class Load:
     def measured(self) -> Generator[None]:
         """Measure from the window's start to its end; the block runs between."""
         self.sleep_until(self.window.start)
-        broker = listener_pid(self.server.candidate.broker_url) if self.server.candidate.broker_url else None
         stall.reset(self.server.stalls)
-        started, before = self.now(), self._cpu(broker)
+        started, before = self.now(), self._cpu()
         yield
         self.sleep_until(self.window.end)
-        after = self._cpu(broker)
+        after = self._cpu()
         used = [now - then for now, then in zip(after, before, strict=True)]
         self.usage = Usage(
             seconds=(self.now() - started) / 1e6,
@@ -356,6 +378,9 @@ class Load:
 
     def _judge(self, run: Run, published: PublishReport) -> None:
         figures = run.figures
+        seconds, window = self.usage.seconds, (self.window.end - self.window.start) / 1e6
+        if seconds and abs(seconds - window) > _OFF * window:
+            run.invalid.append(f"CPU was measured for {seconds:.2f} s, and deliveries for {window:.2f} s")
         for name in ("client", "publisher"):
             if (busy := figures.get(f"{name}_cpu_percent", 0)) > _BUSY * 100:
                 run.invalid.append(f"the {name} itself was saturated: {busy:.0f} % of a core")
@@ -379,6 +404,6 @@ class Load:
         """Return the time of the run, in microseconds since its epoch."""
         return (time.monotonic_ns() - self.shape.epoch) // 1000
 
-    def _cpu(self, broker: int | None) -> list[float]:
-        groups = [self.server.pids(), [broker] if broker else [], [self.publisher.pid]]
+    def _cpu(self) -> list[float]:
+        groups = [self.server.pids(), [self._broker] if self._broker else [], [self.publisher.pid]]
         return [cpu_seconds(group) for group in [*groups, *([each.pid] for each in self.audience)]]

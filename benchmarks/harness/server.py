@@ -58,11 +58,11 @@ class Server:
         return sorted(filter(None, map(self._connections, self.pids())))
 
     def resident_bytes(self) -> int:
-        """Return the memory that each of its processes has for itself, all together."""
+        """Return the memory of its processes; of what several share each has its part (PSS)."""
         total = 0
         for pid in self.pids():
             with suppress(psutil.NoSuchProcess):
-                total += psutil.Process(pid).memory_full_info().uss
+                total += psutil.Process(pid).memory_full_info().pss  # of /proc/PID/smaps_rollup
         return total
 
     def _connections(self, pid: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import errno
 import select
 import socket
 import time
@@ -11,14 +11,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from benchmarks.harness.capacity import local_address
 from benchmarks.harness.websocket import CLOSE, PING, PONG, Dialect, client_frame, frames, request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Client", "HandshakeError", "allow_many_files", "connect"]
+__all__ = ["Client", "HandshakeError", "connect", "open_seconds"]
 
 _OPEN_SECONDS: Final = 60.0
+_SLOWEST_PER_SECOND: Final = 200
+
+# Linux: the port is chosen when the destination is known, so that two destinations can have the same one.
+_IP_BIND_ADDRESS_NO_PORT: Final = 24
 
 
 class HandshakeError(Exception):
@@ -36,6 +41,7 @@ class Client:
         rest: What arrived after the last whole frame.
         unread: How many bytes of the frame that `rest` begins have not been read and need not be kept.
         closed: The code it was closed with; 0 where the connection ended without one, `None` while open.
+        pings: How many pings of the server it has answered.
         other_texts: The last texts that are not messages of this run.
     """
 
@@ -48,21 +54,25 @@ class Client:
     rest: bytes = b""
     unread: int = 0
     closed: int | None = None
+    pings: int = 0
     other_texts: list[bytes] = field(default_factory=list[bytes])
     _upgraded: bool = False
     _inflate: Any = None
 
     def texts(self, data: bytes) -> list[bytes]:
-        """Take what arrived, answer pings, and return the texts in it."""
+        """Take what arrived, answer pings and a close (RFC 6455, section 5.5), and return the texts in it."""
         found, self.rest = frames(self.rest + data)
         texts: list[bytes] = []
         for frame in found:
             if frame.opcode == PING:
-                self.sock.send(client_frame(frame.payload, PONG))
+                self.pings += 1
+                self._answer(client_frame(frame.payload, PONG))
             elif frame.opcode == CLOSE:
                 self.closed = int.from_bytes(frame.payload[:2], "big")
+                self._answer(client_frame(frame.payload[:2], CLOSE))
             elif self.dialect.pings and frame.payload == self.dialect.pings[0]:
-                self.sock.send(client_frame(self.dialect.pings[1]))
+                self.pings += 1
+                self._answer(client_frame(self.dialect.pings[1]))
             else:
                 texts.append(self._inflated(frame.payload) if frame.compressed else frame.payload)
         return texts
@@ -91,6 +101,10 @@ class Client:
             return True
         return any(text.startswith(self.dialect.greeted) for text in self.texts(data))
 
+    def _answer(self, frame: bytes) -> None:
+        with suppress(OSError):  # the server has gone; a read finds that
+            self.sock.send(frame)
+
     def _inflated(self, payload: bytes) -> bytes:
         # A window that is kept also reads what was compressed without one.
         self._inflate = self._inflate or zlib.decompressobj(-15)
@@ -98,11 +112,9 @@ class Client:
         return inflated
 
 
-def allow_many_files() -> None:
-    """Raise the number of sockets that this process and those it starts may open, as far as the system allows."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def open_seconds(count: int) -> float:
+    """Return within how many seconds so many clients must be connected."""
+    return _OPEN_SECONDS + count / _SLOWEST_PER_SECOND
 
 
 def connect(
@@ -112,6 +124,7 @@ def connect(
     *,
     at_once: int = 64,
     deflate: bool = False,
+    addresses: int = 1,
     receive_bytes: int = 0,
     may_fail: bool = False,
 ) -> list[Client]:
@@ -123,18 +136,22 @@ def connect(
         dialect: What its clients send.
         at_once: How many handshakes are under way at a time.
         deflate: Whether to offer compression.
+        addresses: Over how many addresses of the loopback they are spread (`harness.capacity`).
         receive_bytes: Size of the kernel's buffer for what is received; 0 leaves it alone.
         may_fail: Leave out those that are refused.
 
     Raises:
-        HandshakeError: One is refused; or not connected within a minute, whether it may fail or not.
+        HandshakeError: One is refused; or not connected within `open_seconds`, whether it may fail or not.
     """
     poll = select.epoll()
     waiting, opening, opened = list(enumerate(paths))[::-1], dict[int, Client](), list[Client]()
-    deadline = time.monotonic() + _OPEN_SECONDS
+    seconds = open_seconds(len(paths))
+    deadline = time.monotonic() + seconds
     while waiting or opening:
         while waiting and len(opening) < at_once:
-            client = _start(port, *waiting.pop(), dialect, receive_bytes)
+            number, path = waiting.pop()
+            address = local_address(number, addresses) if addresses > 1 else ""
+            client = Client(number, path, dialect, _start(port, address, receive_bytes), time.monotonic())
             opening[client.sock.fileno()] = client
             poll.register(client.sock, select.EPOLLOUT)
         for descriptor, _ in poll.poll(1.0):
@@ -153,7 +170,7 @@ def connect(
                 opened.append(opening.pop(descriptor))
         if time.monotonic() > deadline:
             raise HandshakeError(
-                f"{len(opening) + len(waiting)} of {len(paths)} were not connected after {_OPEN_SECONDS:g} s"
+                f"{len(opening) + len(waiting)} of {len(paths)} were not connected after {seconds:g} s"
             )
     poll.close()
     return sorted(opened, key=lambda client: client.number)
@@ -171,12 +188,16 @@ def _continue_handshake(client: Client, poll: select.epoll, opening: bytes) -> b
     return False
 
 
-def _start(port: int, number: int, path: str, dialect: Dialect, receive_bytes: int) -> Client:
+def _start(port: int, address: str, receive_bytes: int) -> socket.socket:
+    """Return a socket that connects, from `address` if there is one."""
     sock = socket.socket()
     if receive_bytes:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    started = time.monotonic()
-    sock.connect_ex(("127.0.0.1", port))
-    return Client(number, path, dialect, sock, started)
+    if address:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+        sock.bind((address, 0))
+    if sock.connect_ex(("127.0.0.1", port)) == errno.EADDRNOTAVAIL:
+        raise HandshakeError(f"{address or '127.0.0.1'} has no port left: use more --addresses")
+    return sock

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["CLOSE", "PING", "PLAIN", "PONG", "SOCKET_IO", "Dialect", "Frame", "client_frame", "frames", "request"]
+__all__ = [
+    "CENTRIFUGE",
+    "CLOSE",
+    "PING",
+    "PLAIN",
+    "PONG",
+    "SOCKET_IO",
+    "Dialect",
+    "Frame",
+    "client_frame",
+    "frames",
+    "request",
+]
 
 TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
 
@@ -58,6 +70,16 @@ SOCKET_IO = Dialect(
     pings=(b"2", b"3"),
 )
 """Engine.IO 4 and Socket.IO 5."""
+
+CENTRIFUGE = Dialect(
+    listen_path="/ws?channel={channel}",
+    publish_path="/ws",
+    envelope='{"send":{"data":"{text}"}}',
+    greeting=b'{"id":1,"connect":{}}',
+    greeted=b'{"id":1,"connect":',
+    pings=(b"{}", b"{}"),
+)
+"""The JSON protocol of Centrifugal, version 2; the server subscribes a client that connects."""
 
 
 def request(path: str, port: int, *, deflate: bool = False) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks.harness.candidate import ROOT
+from benchmarks.harness.candidate import HANDED_OVER, ROOT
 from benchmarks.harness.figures import FIGURES
 from benchmarks.harness.result import Report
 from benchmarks.report import plots
@@ -83,6 +83,8 @@ def claims(result: Path | None) -> str:
             *_beside_stalled(report),
             *_history(report),
             *_presence(report),
+            *_memory(report),
+            *_idle(report),
             "",
         ]
     )
@@ -394,6 +396,77 @@ def _present(report: Report) -> list[str]:
     return []
 
 
+def _memory(report: Report) -> list[str]:
+    """Return a table of what a client takes, for each number of clients, where some of them are handed over."""
+    sections = _handed_over(report, "memory")
+    if not sections:
+        return []
+    names = list(dict.fromkeys(each.name for section in sections for each in section.outcomes if each.valid))
+    heads = ["", *(_clients(section) for section in sections), "tasks per client"]
+    rows = [
+        [
+            name,
+            *(_cell(_candidate(section, name), "kib_per_connection") for section in sections),
+            _cell(_candidate(sections[0], name), "tasks_per_connection"),
+        ]
+        for name in names
+    ]
+    return [
+        "",
+        "Memory (PSS) of the server for each client that has joined a room and waits, without what the kernel takes "
+        f"for a socket{_apart(sections[0])}.",
+        "",
+        _row(heads),
+        _row(["---", *["--:"] * (len(heads) - 1)]),
+        *map(_row, rows),
+    ]
+
+
+def _clients(section: Section) -> str:
+    workers = section.settings["workers"]
+    return f"{section.settings['connections']:,} clients{f' on {workers} workers' if workers > 1 else ''}"
+
+
+def _idle(report: Report) -> list[str]:
+    """Return the table of what clients cost that only wait, where some of them are handed over."""
+    sections = _handed_over(report, "idle")
+    if not sections:
+        return []
+    section = sections[0]
+    settings = section.settings
+    in_memory = settings["in_memory"]
+    figures = {
+        "idle_cpu_percent": "CPU of the worker",
+        "stall_ms": "longest stall",
+        "collection_ms": "of it collection",
+        "pings_per_client": "pings answered by each",
+        "drain_seconds": "drain: all closed after",
+        "drain_stall_ms": "longest stall",
+        "drain_collection_ms": "of it collection",
+    }
+    return [
+        "",
+        f"{settings['connections']:,} clients of one room in one worker that only answer a ping every "
+        f"{settings['heartbeat']:g} s"
+        f"{f', {in_memory:,} of them without a socket' if in_memory else ''}, for {settings['seconds']:g} s, and their "
+        f"drain with `drain_seconds={settings['drain']:g}`{_apart(section)}.",
+        "",
+        _row(["", *figures.values()]),
+        _row(["---", *["--:"] * len(figures)]),
+        *(_row([each.name, *(_cell(each, name) for name in figures)]) for each in section.outcomes if each.valid),
+    ]
+
+
+def _handed_over(report: Report, scenario: str) -> list[Section]:
+    """Return the sections of a scenario in which a candidate hands its clients over."""
+    return [
+        section
+        for section in report.sections
+        if section.scenario == scenario
+        and any(each.valid and each.name.endswith(HANDED_OVER) for each in section.outcomes)
+    ]
+
+
 def _with_history(report: Report) -> list[tuple[Section, Outcome]]:
     """Return each candidate with a history that has a valid run."""
     return _alike(report, "history", "connections", "channels", "repaired", "payload", "repetitions")
@@ -412,7 +485,12 @@ def _times(outcome: Outcome, figure: str) -> str:
     return found if found == _NOTHING else f"{found} x"
 
 
-_TABLES: Final[dict[str, Callable[[Report], list[str]]]] = {"history": _history, "presence": _presence}
+_TABLES: Final[dict[str, Callable[[Report], list[str]]]] = {
+    "history": _history,
+    "presence": _presence,
+    "memory": _memory,
+    "idle": _idle,
+}
 
 
 def _row(cells: list[str]) -> str:

@@ -63,6 +63,7 @@ _PLOTTED = {
     "saturation": ("cpu_us_per_delivery", "deliveries_per_second"),
     "channels": ("cpu_us_per_delivery",),
     "memory": ("kib_per_connection",),
+    "idle": ("idle_cpu_percent",),
     "slow": ("last_p99_ms",),
     "churn": ("cpu_us_per_join",),
     "storm": ("all_back_ms",),

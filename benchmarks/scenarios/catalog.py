@@ -12,6 +12,7 @@ from benchmarks.scenarios import (
     failover,
     fanout,
     history,
+    idle,
     memory,
     presence,
     restart,
@@ -31,6 +32,10 @@ __all__ = ["SCENARIOS", "Scenario"]
 _LATENCY = ("latency_p50_ms", "latency_p99_ms", "latency_p99.9_ms", "latency_max_ms")
 
 
+def _no_environment(_: Options) -> dict[str, str]:
+    return {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """One scenario.
@@ -41,9 +46,11 @@ class Scenario:
         columns: The figures of its table, `harness.figures` names; the first is the one ratios are shown of.
         defaults: Where its options differ from those of `harness.run.Options`.
         faults_allowed: Whether losses and closed sockets are what it measures, and no fault.
-        needs: What a candidate must have for it: a `broker` to break, `workers` to restart, a `history`, or `presence`;
-            empty for nothing.
+        needs: What a candidate must have for it: a `broker` to break, `workers` to restart, `heartbeats`, a `history`,
+            or `presence`; empty for nothing.
         app: The application that backplane serves for it.
+        environment: What is added to the server's environment for these options.
+        opens_sockets: Whether its connections have sockets, for which this machine must have room.
     """
 
     run: Callable[[Server, Options], Run]
@@ -53,6 +60,8 @@ class Scenario:
     faults_allowed: bool = False
     needs: str = ""
     app: str = APP
+    environment: Callable[[Options], Mapping[str, str]] = _no_environment
+    opens_sockets: bool = True
 
 
 SCENARIOS: Final[dict[str, Scenario]] = {
@@ -79,6 +88,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
             "server_cpu_percent",
             "client_cpu_percent",
         ),
+        defaults={"publishers": 16},
     ),
     "channels": Scenario(
         run=channels.run,
@@ -91,6 +101,25 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         about="memory per idle connection",
         columns=("kib_per_connection", "tasks_per_connection", "server_mib", "server_mib_before"),
         defaults={"connections": 5000},
+    ),
+    "idle": Scenario(
+        run=idle.run,
+        about="what idle clients cost, and their drain",
+        columns=(
+            "idle_cpu_percent",
+            "stall_ms",
+            "collection_ms",
+            "pings_per_client",
+            "kib_per_connection",
+            "tasks_per_connection",
+            "drain_seconds",
+            "drain_stall_ms",
+            "drain_collection_ms",
+            "ended_seconds",
+        ),
+        defaults={"connections": 50_000, "addresses": 4, "clients": 2, "seconds": 75.0, "drain": 30.0, "stalls": True},
+        needs="heartbeats",
+        environment=idle.environment,
     ),
     "slow": Scenario(
         run=slow.run,
@@ -183,5 +212,6 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         defaults={"connections": 10_000, "channels": 500, "seconds": 20.0, "warm_up_seconds": 12.0},
         needs="presence",
         app="benchmarks.servers.presence_app:app",
+        opens_sockets=False,
     ),
 }

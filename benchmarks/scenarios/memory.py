@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.request import urlopen
 
 from benchmarks.harness.run import Load, Run
@@ -13,34 +13,40 @@ if TYPE_CHECKING:
     from benchmarks.harness.run import Options
     from benchmarks.harness.server import Server
 
-__all__ = ["run"]
+__all__ = ["WARM_UP", "connect_all", "run"]
 
-_WARM_UP = 100
-_STEADY = 0.005
-_STEADY_SECONDS = 10.0
+WARM_UP: Final = 100
+"""Sockets that are open before those that are measured."""
+
+_STEADY: Final = 0.005
+_STEADY_SECONDS: Final = 10.0
 
 
 def run(server: Server, options: Options) -> Run:
-    """Open a hundred sockets, so that everything is imported, then `connections` more, and compare."""
+    """Open a hundred sockets, so that everything is imported, then `connections` more in one room, and compare."""
     with Load(server, replace(options, channels=1)) as load:
-        load.connect(connections=min(_WARM_UP, options.connections))
-        load.ready()
-        before, tasks = _steady(server), _tasks(server)
-        seconds = load.connect()
-        load.ready()
-        after = _steady(server)
-        still_open = sum(audience.call("open_count") for audience in load.audience)
-        found = Run()
-        found.figures = {
-            "kib_per_connection": (after - before) / options.connections / 1024,
-            "server_mib": after / 2**20,
-            "server_mib_before": before / 2**20,
-            "connect_seconds": sum(seconds) / len(seconds),
-            "closed": float(min(_WARM_UP, options.connections) + options.connections - still_open),
-        }
-        if tasks is not None and (now := _tasks(server)) is not None:
-            found.figures["tasks_per_connection"] = (now - tasks) / options.connections
-        return found
+        return Run(figures=connect_all(load))
+
+
+def connect_all(load: Load) -> dict[str, float]:
+    """Open the sockets, each of which has received from the room then; return what one costs the server."""
+    server, connections = load.server, load.options.connections
+    load.connect(connections=WARM_UP)
+    load.ready()
+    before, tasks = _steady(server), _tasks(server)
+    seconds = load.connect()
+    load.ready()
+    after = _steady(server)
+    figures = {
+        "kib_per_connection": (after - before) / connections / 1024,
+        "server_mib": after / 2**20,
+        "server_mib_before": before / 2**20,
+        "connect_seconds": sum(seconds) / len(seconds),
+        "closed": float(WARM_UP + connections - sum(audience.call("open_count") for audience in load.audience)),
+    }
+    if tasks is not None and (now := _tasks(server)) is not None:
+        figures["tasks_per_connection"] = (now - tasks) / connections
+    return figures
 
 
 def _tasks(server: Server) -> int | None:

@@ -1,20 +1,30 @@
-"""What a user of backplane writes: `/ws/{channel}` receives, `/publish` sends; the text names the channel."""
+"""What a user of backplane writes: `/ws/{channel}` receives, `/publish` sends; the text names the channel.
+
+With `BENCH_HANDS_OVER` a client is handed over, and its handler returns; without it the handler stays with the client.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fastapi import FastAPI, WebSocket
 
-from backplane import Backlog, Backplane, BrokerError, Gap
+from backplane import Backlog, Backplane, BrokerError, Gap, Limits, Settings
+from benchmarks.servers import crowd
 from benchmarks.servers.stall import watch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-backplane = Backplane()
+_HANDS_OVER: Final = bool(os.environ.get("BENCH_HANDS_OVER"))
+
+backplane = Backplane(
+    limits=Limits(heartbeat_seconds=float(os.environ.get("BENCH_HEARTBEAT_SECONDS", "30"))),
+    settings=Settings(drain_seconds=float(os.environ.get("BENCH_DRAIN_SECONDS", "5"))),
+)
 
 
 @asynccontextmanager
@@ -23,6 +33,7 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     async with backplane.lifespan(app):
         watch()
         yield
+    crowd.write_result()
 
 
 app = FastAPI(lifespan=lifespan)
@@ -31,6 +42,9 @@ app = FastAPI(lifespan=lifespan)
 @app.websocket("/ws/{channel}")
 async def listen(websocket: WebSocket, channel: str) -> None:
     """Join the channel for as long as the client is connected."""
+    if _HANDS_OVER:
+        await backplane.hand_over(websocket, channel)
+        return
     async with backplane.connect(websocket, channel) as connection:
         async for _ in connection:
             pass
@@ -40,6 +54,12 @@ async def listen(websocket: WebSocket, channel: str) -> None:
 async def count_tasks() -> int:
     """Return how many tasks the loop has."""
     return len(asyncio.all_tasks())
+
+
+@app.get("/crowd/{channel}")
+async def open_crowd(channel: str, count: int) -> crowd.Crowd:
+    """Connect `count` more clients without sockets; return what they have counted by now."""
+    return await crowd.opened(f"/ws/{channel}", count)
 
 
 @app.websocket("/publish")

@@ -207,6 +207,41 @@ def test_a_result_with_presence_states_what_it_costs_and_where_it_was_measured(t
     assert "presence" not in claims(saved(made(), tmp_path))
 
 
+def with_clients_handed_over() -> Report:
+    """Return a result with the memory of two numbers of clients, and with idle ones."""
+    report = made()
+    handed_over = {"kib_per_connection": 2.4, "tasks_per_connection": 0.0, "idle_cpu_percent": 1.5, "stall_ms": 9.0}
+    for scenario, connections, workers in (("memory", 5000, 1), ("memory", 50_000, 4), ("idle", 50_000, 1)):
+        outcomes = [Outcome(name="Node ws", kind="competitor", runs=[Run(figures={"kib_per_connection": 4.5})])]
+        outcomes.append(
+            Outcome(name="backplane redis handed over", kind="backplane", runs=[Run(figures=dict(handed_over))])
+        )
+        settings = {
+            "connections": connections,
+            "workers": workers,
+            "seconds": 75.0,
+            "heartbeat": 30.0,
+            "drain": 30.0,
+            "in_memory": 32_000 if scenario == "idle" else 0,
+        }
+        report.sections.append(Section(scenario=scenario, title="", settings=settings, outcomes=outcomes))
+        handed_over["kib_per_connection"] = 2.6
+    return report
+
+
+def test_a_result_with_clients_handed_over_states_what_they_cost(tmp_path: Path) -> None:
+    """Memory has a column for each number of clients, idle clients a table; a result without them has neither."""
+    block = claims(saved(with_clients_handed_over(), tmp_path))
+    assert "|  | 5,000 clients | 50,000 clients on 4 workers | tasks per client |" in block
+    assert "| backplane redis handed over | 2.4 KiB | 2.6 KiB | 0.00 |" in block
+    assert "| Node ws | 4.5 KiB | 4.5 KiB | – |" in block  # noqa: RUF001
+    assert (
+        "50,000 clients of one room in one worker that only answer a ping every 30 s, 32,000 of them without" in block
+    )
+    assert "| backplane redis handed over | 1.50 % of a core | 9.00 ms |" in block
+    assert "without what the kernel takes" not in claims(saved(made(), tmp_path))
+
+
 def test_the_documentation_claims_what_the_newest_result_holds() -> None:
     """Each table of a scenario in the documentation is as `python -m benchmarks claims` writes it."""
     pages = [path.read_text() for path in DOCS.rglob("*.md")]

@@ -73,7 +73,7 @@ def made(folder: Path) -> Path:
     return folder
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
     """Poll `condition`, a state outside this process that sends no event.
 
     Raises:

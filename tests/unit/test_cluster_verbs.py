@@ -393,7 +393,7 @@ async def test_one_session_per_user(served: Served) -> None:
 
 async def test_commands_while_the_worker_drains(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that waits for its turn to be closed is closed at once."""
-    monkeypatch.setattr("backplane.worker.clients.random.uniform", Mock(return_value=30.0))
+    monkeypatch.setattr("backplane.worker.clients.stagger_window", Mock(return_value=300.0))
     async with cluster(backplane := worker()):
         client = await served.open(backplane)
         draining = asyncio.create_task(backplane.drain())

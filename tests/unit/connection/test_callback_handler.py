@@ -14,10 +14,20 @@ from starlette.exceptions import WebSocketException
 
 from backplane import BrokerUnavailableError, Connection, JoinRefusedError, LifecycleError, Limits
 from backplane.connection.policy import ConnectionPolicy
-from tests.unit.connection.world import Clients, World, break_server, finish, lane_of, no_new_task, what_happened
+from backplane.message import ALL
+from tests.unit.connection.world import (
+    Clients,
+    World,
+    break_server,
+    finish,
+    hub_of,
+    lane_of,
+    no_new_task,
+    what_happened,
+)
 from tests.unit.doubles import until_idle
 from tests.unit.kit import WAIT_SECONDS
-from tests.unit.sockets import FakeSocket, driver_of
+from tests.unit.sockets import driver_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,6 +109,11 @@ class Client:
     def _record(self, call: str | bytes) -> None:
         self.calls.append(call)
         self._changed.set()
+
+
+def callback_tasks() -> list[asyncio.Task[Any]]:
+    """Return the tasks in which callbacks run."""
+    return [task for task in asyncio.all_tasks() if task.get_name().startswith("backplane-callbacks")]
 
 
 @pytest.fixture
@@ -324,16 +339,95 @@ async def test_a_callback_that_stays_is_cancelled(lane_world: World, caplog: pyt
     assert "cancelled after 0.01 s" in caplog.text
 
 
+async def test_a_callback_that_begins_after_the_end_is_cancelled(lane_world: World) -> None:
+    """So is one that begins when its client has left already: its message came together with the close frame."""
+    client = Client(lane_world, policy=ConnectionPolicy(handler_grace_seconds=0.01))
+    client.gate = asyncio.Event()
+    client.hand_over()
+    client.send("1")
+    client.leave()
+    await client.until("open", "1", "close")
+    assert what_happened(client.policy) == {"closed_by_client": 1, "cancelled_handlers": 1}
+
+
+async def test_a_callback_that_stays_at_the_end_of_the_worker(lane_world: World) -> None:
+    """A worker that ends closes the client at once, and has its callback cancelled after the grace."""
+    client = Client(lane_world, policy=ConnectionPolicy(handler_grace_seconds=0.01))
+    client.gate = asyncio.Event()
+    client.hand_over()
+    client.send("1", "2")
+    await client.until("open", "1")
+    client.driver.retire(1012, "restart")
+    await client.until("open", "1", "close")
+    assert client.socket.closed == [(1012, "restart")]
+    await until_idle()
+    assert client.clients.removed == [client.driver]
+
+
+async def test_on_close_that_stays_is_cancelled(lane_world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """An `on_close` that does not end is cancelled after the grace, and the client is removed."""
+    caplog.set_level(logging.INFO)
+    client = Client(lane_world, policy=ConnectionPolicy(handler_grace_seconds=0.01))
+    cancelled = asyncio.Event()
+
+    async def stay(_: Connection) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    client.on_close = stay
+    client.hand_over()
+    client.leave()
+    await asyncio.wait_for(cancelled.wait(), WAIT_SECONDS)
+    await until_idle()
+    assert client.clients.removed == [client.driver]
+    assert what_happened(client.policy) == {"closed_by_client": 1, "cancelled_handlers": 1}
+    assert "on_close" not in caplog.text
+
+
+async def test_a_task_that_is_cancelled_in_on_close(client: Client) -> None:
+    """A cancellation from elsewhere is none of the grace: it goes on, and the client is removed."""
+    client.on_close = lambda _: asyncio.Event().wait()
+    client.hand_over()
+    client.leave()
+    await client.until("open", "close")
+    (task,) = callback_tasks()
+    task.cancel()
+    await asyncio.wait([task])
+    assert (task.cancelled(), client.clients.removed) == (True, [client.driver])
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()], ids=["SystemExit", "KeyboardInterrupt"])
+def test_an_exit_from_a_callback(error: BaseException) -> None:
+    """A callback that ends the process does so: asyncio raises it from the event loop, as from a handler."""
+
+    async def leave(*_: object) -> None:
+        raise error
+
+    async def run() -> None:
+        async with hub_of(lane=True) as world:
+            client = Client(world)
+            client.on_message = leave
+            client.hand_over()
+            client.send("1")
+            await asyncio.wait_for(asyncio.Event().wait(), 3)
+
+    with pytest.raises(type(error)):
+        asyncio.run(run())
+
+
 async def test_a_task_that_is_cancelled(client: Client) -> None:
     """A cancellation from elsewhere, as at the end of the event loop, ends the connection without a close frame."""
     client.gate = asyncio.Event()
     client.hand_over()
     client.send("1")
     await client.until("open", "1")
-    (task,) = [task for task in asyncio.all_tasks() if task.get_name().startswith("backplane-callbacks")]
+    (task,) = callback_tasks()
     task.cancel()
     await client.until("open", "1", "close")
-    await until_idle()
+    await asyncio.wait([task])
+    assert task.cancelled()
     assert (client.socket.closed, lane_of(client.socket).closed) == ([], True)
     assert client.clients.removed == [client.driver]
     assert what_happened(client.policy) == {"closed_cancelled": 1}
@@ -386,25 +480,87 @@ async def test_a_sender_that_fails(client: Client) -> None:
     assert [code for code, _ in client.socket.closed] == [1011]
 
 
+@pytest.mark.parametrize("ending", ["close", "drain", "gap"])
+async def test_an_end_that_begins_before_the_hand_over(lane_world: World, ending: str) -> None:
+    """A client that is closed between the handshake and the hand-over is not handed over; one that drains is."""
+    client = Client(lane_world, policy=ConnectionPolicy(reload_delay=lambda: 0.0))
+    await client.connection.join("a")
+    client.socket.send_gate.close()
+    lane_world.deliver("a", "1")
+    await client.socket.until(lambda: client.socket.sending == 1)
+    lane_world.deliver("a", "2")
+    await until_idle()
+    if ending == "close":
+        client.driver.closing.close(4000, "enough")
+    elif ending == "drain":
+        client.driver.retire(1012, "restart")
+    else:
+        lane_world.hub.gap(ALL, "overrun")
+    assert client.hand_over() is (ending != "close")
+    client.socket.send_gate.open()
+    if ending == "close":
+        await finish(client.connection)
+        assert (client.socket.sent, client.socket.closed) == (["1"], [(4000, "enough")])
+    else:
+        await client.until("open", "close")
+        code = 1012 if ending == "drain" else 4000
+        assert (client.socket.sent, [closed for closed, _ in client.socket.closed]) == (["1", "2"], [code])
+
+
+async def test_a_transport_that_is_paused_at_the_hand_over(lane_world: World) -> None:
+    """What waits is written once the client reads again."""
+    client = Client(lane_world)
+    await client.connection.join("a")
+    client.socket.send_gate.close()
+    lane_world.deliver("a", "1")
+    await client.socket.until(lambda: client.socket.sending == 1)
+    lane_world.deliver("a", "2")
+    await until_idle()
+    assert client.hand_over()
+    lane_world.deliver("a", "3")
+    await until_idle()
+    client.socket.send_gate.open()
+    await client.socket.receives("1", "2", "3")
+
+
+async def test_the_end_of_a_client_that_reads_nothing(lane_world: World) -> None:
+    """A close of a client that does not read is given up, the lane is closed, and the client removed."""
+    client = Client(lane_world, policy=ConnectionPolicy(close_seconds=0.01))
+    client.hand_over()
+    client.socket.close_gate.close()
+    await client.until("open")
+    await client.connection.close(4000, "enough")
+    await client.until("open", "close")
+    await until_idle()
+    assert (lane_of(client.socket).closed, client.socket.closed) == (True, [])
+    assert client.clients.removed == [client.driver]
+
+
 async def test_an_ended_connection_is_freed(lane_world: World) -> None:
-    """Nothing keeps what belongs to a client after its end."""
+    """What belongs to a client is freed at its end, without a garbage collection; what it became can still be read."""
 
     class Owned:
         """What belongs to the client."""
 
+    class Registry:
+        """A registry that keeps nothing."""
+
+        def unregister(self, *_: object) -> None:
+            """Keep nothing."""
+
     owned = Owned()
     freed = ref(owned)
     connection, socket = lane_world.connection(context=owned)
-    driver_of(connection).hand_over(socket, Clients(), on_open=None, on_message=None, on_close=None)
+    driver_of(connection).hand_over(socket, Registry(), on_open=None, on_message=None, on_close=None)
     await connection.join("a")
     lane_world._connections.clear()  # pyright: ignore[reportPrivateUsage]
-    socket.receiver.put_nowait(None)
-    await until_idle()
-    del connection, socket, owned
-    gc.collect()
-    assert freed() is None
-
-
-def test_socket_without_a_lane() -> None:
-    """A double for the handshake: it has no lane."""
-    assert FakeSocket().lane is None
+    gc.disable()
+    try:
+        socket.receiver.put_nowait(None)
+        await until_idle()
+        assert (connection.state, connection.is_over, list(connection.channels)) == ("closed", True, [])
+        await connection.close()
+        del connection, socket, owned
+        assert freed() is None
+    finally:
+        gc.enable()

@@ -1017,3 +1017,17 @@ async def test_server_that_fails_at_what_is_given_back(world: World) -> None:
     with pytest.raises(ClosedError):
         await connection.join("kept", rewind=1)
     await socket.until(lambda: connection.state == "closed")
+
+
+async def test_heartbeats_come_at_their_interval(lane_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client is pinged once in each interval, however often its timers are checked in between."""
+    policy = ConnectionPolicy(limits=Limits(heartbeat_seconds=100))
+    connection, socket = lane_world.connection(policy=policy)
+    driver, lane = driver_of(connection), lane_of(socket)
+    begin = driver.timers.heartbeat_at
+    lane.last_received_at = begin - 100
+    for later in range(0, 400, 10):
+        driver.check_timers(begin + later)
+        assert driver.timers.due <= driver.timers.heartbeat_at
+        lane.last_received_at = begin + later - later % 100 if later % 100 < 90 else lane.last_received_at
+    assert lane.pings == 4

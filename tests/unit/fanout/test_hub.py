@@ -14,14 +14,12 @@ from hypothesis import strategies as st
 from backplane.errors import BrokerUnavailableError, SubscribeError
 from backplane.fanout.batch import Batch, FinalMessage
 from backplane.fanout.codec import encode
-from backplane.message import Gap, Joined, Place, Position
+from backplane.message import Gap, Joined, Message, Place, Position
 from tests.unit.doubles import RecordingSubscriber, run_passes, until_idle
 from tests.unit.kit import AT_ONCE, WAIT_SECONDS, World, counts, crowd, lost, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from backplane.message import Message
 
 pytestmark = pytest.mark.anyio
 
@@ -341,6 +339,11 @@ class SlowSubscriber(RecordingSubscriber):
         threading.Event().wait(0.01)
         super().offer(messages)
 
+    def offer_missed(self, messages: Sequence[Message]) -> None:
+        """Take messages that are given back, after as much work."""
+        threading.Event().wait(0.01)
+        super().offer_missed(messages)
+
 
 async def rested(worker: World, channel: str) -> SlowSubscriber:
     """Make a long fan-out of a channel, after which it rests; return its last subscriber."""
@@ -371,11 +374,38 @@ async def test_a_channel_rests_after_a_long_fan_out() -> None:
         assert last.offers == [["long"], ["1", "2"]]
 
 
+async def test_a_rest_takes_no_passes() -> None:
+    """The hub runs where something is received and where the rest ends, and not in between."""
+    async with running(slice_size=3, pass_seconds=0.0, most_rest_seconds=0.2) as worker:
+        last = await rested(worker, "a")
+        flush, passes = worker.hub._flush_in_slices, list[None]()  # pyright: ignore[reportPrivateUsage]
+
+        def counted() -> None:
+            passes.append(None)
+            flush()
+
+        worker.hub._flush_in_slices = counted  # type: ignore[method-assign]  # pyright: ignore[reportPrivateUsage]
+        worker.deliver("a", "1")
+        await until(lambda: last.received == ["long", "1"])
+        assert len(passes) == 3  # the message, the end of the rest, and the second slice
+
+
+async def test_a_channel_that_rests_rests_once() -> None:
+    """What is given back while a channel rests is a long fan-out of its own, after which the same rest goes on."""
+    async with running(slice_size=3, pass_seconds=0.0, most_rest_seconds=60.0) as worker:
+        last = await rested(worker, "a")
+        timers = dict(worker.hub._resting)  # pyright: ignore[reportPrivateUsage]
+        timers["a"].cancel()
+        worker.hub._give_back("a", Batch(Message(channel="a", data="missed")))  # pyright: ignore[reportPrivateUsage]
+        await until(lambda: last.missed == [["missed"]])
+        assert worker.hub._resting == timers  # pyright: ignore[reportPrivateUsage]
+
+
 async def test_what_must_follow_ends_a_rest() -> None:
     """A gap has its place after what was received before it, which is delivered at once."""
     async with running(slice_size=3, pass_seconds=0.0, most_rest_seconds=60.0) as worker:
         last = await rested(worker, "a")
-        worker.hub._resting["a"] += 60.0  # pyright: ignore[reportPrivateUsage]
+        worker.hub._resting["a"].cancel()  # pyright: ignore[reportPrivateUsage]  # it would end within milliseconds
         worker.deliver("a", "1")
         await run_passes(5)
         assert last.received == ["long"]
@@ -389,7 +419,6 @@ async def test_rests_of_several_channels() -> None:
     """Each channel rests for its own time, and what it received meanwhile is delivered when that is over."""
     async with running(slice_size=3, pass_seconds=0.0, most_rest_seconds=0.05) as worker:
         one, two = await rested(worker, "a"), await rested(worker, "b")
-        worker.hub._resting["b"] += 0.01  # pyright: ignore[reportPrivateUsage]
         worker.deliver("b", "2")
         worker.deliver("a", "1")
         await until(lambda: (one.received, two.received) == (["long", "1"], ["long", "2"]))
@@ -512,6 +541,94 @@ async def test_any_traffic_in_slices(steps: list[tuple[str, int]], slice_size: i
         for channel, subscribers in crowds.items():
             assert [subscriber.received for subscriber in subscribers] == [published_by_channel[channel]] * size
         assert worker.hub.delivered == len(steps)
+
+
+Action = Literal["publish", "exclude", "gap", "join", "leave"]
+
+actions: list[Action] = ["publish", "publish", "publish", "exclude", "gap", "join", "leave"]
+traffic = st.lists(
+    st.tuples(st.sampled_from("ab"), st.sampled_from(actions), st.integers(0, 8), st.integers(0, 3)), max_size=30
+)
+
+
+class Traffic:
+    """Two channels in use, and what each subscriber of them has to receive."""
+
+    def __init__(self, worker: World) -> None:
+        self.worker = worker
+        self.items: dict[str, list[tuple[str | Gap, bytes | None]]] = {"a": [], "b": []}
+        self.present: dict[str, list[RecordingSubscriber]] = {"a": [], "b": []}
+        self.places: dict[RecordingSubscriber, tuple[str, int, int | None]] = {}
+
+    async def join(self, channel: str) -> None:
+        """Add a subscriber."""
+        subscriber = await self.worker.joined(channel)
+        self.present[channel].append(subscriber)
+        self.places[subscriber] = channel, len(self.items[channel]), None
+
+    async def do(self, channel: str, action: Action, index: int) -> None:
+        """Do one thing; the first subscriber of each channel stays."""
+        items, present = self.items[channel], self.present[channel]
+        chosen, text = present[index % len(present)], str(len(items))
+        if action == "join":
+            await self.join(channel)
+        elif action == "gap":
+            items.append((Gap(channel=channel, reason=text), None))
+            self.worker.hub.gap([channel], text)
+        elif action != "leave":
+            excluded = chosen.token if action == "exclude" else None
+            items.append((text, excluded))
+            self.worker.hub.deliver(channel, encode(text, origin=b"ORIGIN_8", published_at=0.0, excluded=excluded))
+        elif chosen is not present[0]:
+            present.remove(chosen)
+            self.worker.hub.leave(channel, chosen)
+            self.places[chosen] = *self.places[chosen][:2], len(items)
+
+    def all_received(self) -> bool:
+        """Whether every subscriber that is left has received the newest items."""
+        return not any(
+            (newest := self.expected(subscriber, since)) and newest[-1:] != subscriber.received[-1:]
+            for subscriber, (_, since, until) in self.places.items()
+            if until is None
+        )
+
+    def expected(self, subscriber: RecordingSubscriber, since: int, until: int | None = None) -> list[str | Gap]:
+        """Return what a subscriber gets of the items of its channel from one on."""
+        items = self.items[self.places[subscriber][0]][since:until]
+        return [item for item, excluded in items if excluded != subscriber.token]
+
+
+@settings(max_examples=50, deadline=None)
+@given(traffic, st.integers(1, 4), st.integers(1, 9))
+async def test_any_traffic_with_rests(steps: list[tuple[str, Action, int, int]], slice_size: int, size: int) -> None:
+    """Whatever is received, excluded, joined and left while channels rest: all of it, once, in order, in its place.
+
+    A join can also get what was received shortly before it, and a leave ends what is delivered at once.
+    """
+    async with running(slice_size=slice_size, pass_seconds=0.0, most_rest_seconds=0.001) as worker:
+        rest = worker.hub._rest  # pyright: ignore[reportPrivateUsage]
+
+        def long(channel: str, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
+            rest(channel, 1.0, loop)
+
+        worker.hub._rest = long  # type: ignore[method-assign]  # pyright: ignore[reportPrivateUsage]
+        made = Traffic(worker)
+        for channel in "ab" * size:
+            await made.join(channel)
+        for channel, action, index, passes in steps:
+            await made.do(channel, action, index)
+            await run_passes(passes)
+        await until(made.all_received)
+        for subscriber, (_, joined_at, left_at) in made.places.items():
+            received = subscriber.received
+            whole = made.expected(subscriber, 0, left_at)
+            if left_at is None:
+                newest = made.expected(subscriber, joined_at)
+                assert received == whole[len(whole) - len(received) :]
+                assert len(received) >= len(newest)
+            else:
+                starts = range(len(whole) - len(received) + 1)
+                assert any(received == whole[start : start + len(received)] for start in starts)
 
 
 Verb = Literal["join", "leave", "cancel", "hold", "refuse", "lose", "open", "retry", "run", "publish"]

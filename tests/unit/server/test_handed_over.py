@@ -3,208 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
+from weakref import ref
 from zlib import Z_SYNC_FLUSH, compressobj
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from uvicorn.config import Config
-from uvicorn.server import ServerState
-from websockets.frames import Frame, Opcode
+from websockets.frames import Opcode
 
-from backplane.lane import EXTENSION
+from backplane.errors import LifecycleError
 from backplane.server.handed_over import HandedOverProtocol
 from backplane.server.uvicorn import DirectLaneProtocol, SharedCompressionProtocol
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from backplane.lane import HandedOverLane
-
-REQUEST = (
-    b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n%s\r\n"
-)
-MAX_BYTES = 200
-
-
-class Transport(asyncio.Transport):
-    """A transport that keeps what is written."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written: list[bytes] = []
-        self.closing = False
-        self.reads = True
-        self.protocol: asyncio.BaseProtocol | None = None
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """As every transport."""
-        return default
-
-    def write(self, data: Any) -> None:
-        """As every transport."""
-        self.written.append(bytes(data))
-
-    def get_write_buffer_size(self) -> int:
-        """As every transport."""
-        return 0
-
-    def is_closing(self) -> bool:
-        """As every transport."""
-        return self.closing
-
-    def is_reading(self) -> bool:
-        """As every transport."""
-        return self.reads
-
-    def pause_reading(self) -> None:
-        """As every transport."""
-        self.reads = False
-
-    def resume_reading(self) -> None:
-        """As every transport."""
-        self.reads = True
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """As every transport."""
-        self.protocol = protocol
-
-    def close(self) -> None:
-        """As every transport."""
-        self.closing = True
-
-    def abort(self) -> None:
-        """As every transport."""
-        self.closing = True
-
-
-class Writer:
-    """A `LaneWriter` that counts."""
-
-    def __init__(self) -> None:
-        self.closed = 0
-        self.reports: list[bool] = []
-
-    def lane_writable(self, writable: bool, /) -> None:
-        """As its protocol."""
-        self.reports.append(writable)
-
-    def lane_closed(self) -> None:
-        """As its protocol."""
-        self.closed += 1
-
-
-class Receiver:
-    """A `LaneReceiver` that takes each message at once, unless it holds."""
-
-    def __init__(self) -> None:
-        self.messages: list[str | bytes] = []
-        self.ended = 0
-        self.holds = False
-        self.lane: HandedOverLane | None = None
-
-    def message_arrived(self) -> None:
-        """As its protocol."""
-        assert not self.ended
-        if not self.holds:
-            self.take()
-
-    def take(self) -> None:
-        """As its protocol."""
-        assert self.lane is not None
-        while (message := self.lane.take()) is not None:
-            self.messages.append(message)
-
-    def receiving_ended(self) -> None:
-        """As its protocol."""
-        self.ended += 1
-
-
-class Session:
-    """One accepted WebSocket, resident or handed over."""
-
-    def __init__(self, *, hand_over: bool, protocol: type[DirectLaneProtocol] = DirectLaneProtocol) -> None:
-        self.hand_over = hand_over
-        self.transport, self.writer, self.receiver = Transport(), Writer(), Receiver()
-        self.protocol_class = protocol
-        self.events: list[Any] = []
-        self.state = ServerState()
-        self.released = asyncio.Event()
-
-    async def open(self, extensions: bytes = b"") -> None:
-        """Do the handshake."""
-        accepted = asyncio.Event()
-
-        async def application(scope: Any, receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
-            await receive()
-            lane = scope["extensions"][EXTENSION]
-            lane.limit_messages(MAX_BYTES)
-            await send({"type": "websocket.accept"})
-            lane.attach(self.writer)
-            if self.hand_over:
-                self.receiver.lane = lane.hand_over(self.receiver)
-                assert self.receiver.lane is not None
-            accepted.set()
-            event: Any = {"type": ""}
-            while not self.hand_over and event["type"] != "websocket.disconnect":
-                event = await receive()
-                self.events.append(event)
-            if not self.hand_over:
-                await self.released.wait()
-
-        config = Config(application, ws=self.protocol_class, ws_per_message_deflate=bool(extensions), lifespan="off")
-        config.load()
-        self.first = self.protocol_class(config, self.state, {}, asyncio.get_running_loop())
-        self.transport.protocol = self.first
-        self.first.connection_made(self.transport)
-        self.first.data_received(REQUEST % extensions)
-        await accepted.wait()
-        self.transport.written.clear()
-        await self.settle()
-
-    async def settle(self) -> None:
-        """Let the application receive what has arrived."""
-        for _ in range(10):
-            await asyncio.sleep(0)
-
-    async def feed(self, data: bytes) -> None:
-        """Receive bytes, unless the connection is closing."""
-        if not self.transport.closing:
-            protocol: Any = self.transport.protocol
-            protocol.data_received(data)
-            await self.settle()
-
-    async def end(self) -> None:
-        """Lose the connection."""
-        protocol: Any = self.transport.protocol
-        protocol.connection_lost(None)
-        await self.settle()
-        self.released.set()
-        await self.settle()
-
-    @property
-    def messages(self) -> list[str | bytes]:
-        """What the application has received."""
-        if self.hand_over:
-            return self.receiver.messages
-        return [
-            event["bytes"] if event.get("text") is None else event["text"]
-            for event in self.events
-            if event["type"] == "websocket.receive"
-        ]
-
-
-def frame(opcode: Opcode, data: bytes, *, fin: bool = True, mask: bool = True, rsv1: bool = False) -> bytes:
-    """Return a frame of a client."""
-    serialized = Frame(opcode, data, fin=fin).serialize(mask=mask)
-    return bytes([serialized[0] | 0x40]) + serialized[1:] if rsv1 else serialized
-
+from tests.unit.server.session import MAX_BYTES, Session, collections_off, frame
 
 TEXTS = st.sampled_from(
     [b"", b"text", "ä€𝄞".encode(), b"x" * (MAX_BYTES - 1), b"x" * MAX_BYTES, b"x" * (MAX_BYTES + 1)]
 )
+
+
+def close_frame(code: int, reason: bytes) -> bytes:
+    """Return a close frame of a client."""
+    return frame(Opcode.CLOSE, code.to_bytes(2) + reason)
+
+
 FRAMES = st.one_of(
     st.builds(frame, st.sampled_from([Opcode.TEXT, Opcode.BINARY]), TEXTS),
     st.builds(frame, st.sampled_from([Opcode.TEXT, Opcode.BINARY]), TEXTS, fin=st.just(False)),  # pyright: ignore[reportArgumentType]
@@ -216,6 +38,11 @@ FRAMES = st.one_of(
         st.just(Opcode.CLOSE),
         st.sampled_from([b"", b"\x03\xe8", b"\x03\xe8bye", b"\x03", b"\x0f\xa0", b"\x03\xed"]),
     ),
+    st.builds(
+        close_frame,
+        st.integers(0, 5100),
+        st.sampled_from([b"", b"bye", b"\xff"]),
+    ),
     st.builds(frame, st.just(Opcode.TEXT), st.just(b"unmasked"), mask=st.just(False)),
     st.builds(frame, st.just(Opcode.TEXT), st.just(b"reserved"), rsv1=st.just(True)),
     st.binary(max_size=20),
@@ -223,9 +50,9 @@ FRAMES = st.one_of(
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
-@given(st.lists(FRAMES, max_size=8), st.data())
-def test_the_same_as_with_a_handler(frames: list[bytes], data: st.DataObject) -> None:
-    """Any bytes, in any pieces: the same messages, the same bytes written, the same end."""
+@given(st.lists(FRAMES, max_size=8), st.booleans(), st.data())
+def test_the_same_as_with_a_handler(frames: list[bytes], eof: bool, data: st.DataObject) -> None:
+    """Any bytes, in any pieces, with an end of file or not: the same messages, the same bytes written, the same end."""
     stream = b"".join(frames)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=5)))
 
@@ -235,12 +62,33 @@ def test_the_same_as_with_a_handler(frames: list[bytes], data: st.DataObject) ->
         for begin, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
             if begin < end:
                 await session.feed(stream[begin:end])
+        if eof and not session.transport.closing:
+            cast("asyncio.Protocol", session.transport.protocol).eof_received()
+            await session.settle()
         written, closing = b"".join(session.transport.written), session.transport.closing
         closed = session.writer.closed
         await session.end()
         assert not session.state.connections
         assert session.writer.closed == 1
         return session.messages, written, closing, closed
+
+    assert asyncio.run(run(hand_over=True)) == asyncio.run(run(hand_over=False))
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.lists(FRAMES, max_size=4), st.lists(FRAMES, max_size=4), st.sampled_from([1000, 1012, 4001]))
+def test_the_same_close_as_with_a_handler(before: list[bytes], after: list[bytes], code: int) -> None:
+    """A close of the server among any bytes of the client: the same messages, the same bytes written."""
+
+    async def run(*, hand_over: bool) -> tuple[Any, ...]:
+        session = Session(hand_over=hand_over)
+        await session.open()
+        await session.feed(b"".join(before))
+        await session.close(code)
+        await session.feed(b"".join(after))
+        written, closing = b"".join(session.transport.written), session.transport.closing
+        await session.end()
+        return session.messages, written, closing
 
     assert asyncio.run(run(hand_over=True)) == asyncio.run(run(hand_over=False))
 
@@ -361,3 +209,96 @@ def test_compressed_messages(protocol: type[DirectLaneProtocol]) -> None:
 
     expected = [f"again and again {number}" for number in range(3)]
     assert asyncio.run(run(hand_over=True)) == asyncio.run(run(hand_over=False)) == expected
+
+
+def test_no_collection_is_needed() -> None:
+    """Neither the protocol that was replaced nor a parser that is dropped is in a reference cycle."""
+
+    async def run() -> None:
+        session = Session(hand_over=True)
+        await session.open()
+        former, parser = ref(session.first), ref(session.first.conn)
+        session.asgi_send = None
+        del session.first
+        assert (former(), parser()) == (None, None)
+        protocol: Any = session.transport.protocol
+        await session.feed(frame(Opcode.TEXT, b"half", fin=False))
+        parser = ref(protocol._incoming.conn)
+        await session.feed(frame(Opcode.CONT, b"whole"))
+        assert parser() is None
+        await session.end()
+        del protocol
+        ended = ref(session.transport)
+        del session
+        assert ended() is None
+
+    with collections_off():
+        asyncio.run(run())
+
+
+def test_what_a_lane_that_was_handed_over_refuses() -> None:
+    """Another writer and another hand-over; a higher limit than before changes nothing, a lower one applies at once."""
+
+    async def run() -> None:
+        session = Session(hand_over=True)
+        await session.open()
+        lane = session.receiver.lane
+        assert isinstance(lane, HandedOverProtocol)
+        with pytest.raises(LifecycleError):
+            lane.attach(session.writer)
+        assert lane.hand_over(session.receiver) is None
+        assert lane.transport.owner is lane
+        lane.limit_messages(MAX_BYTES + 1)
+        lane.limit_messages(10)
+        message = frame(Opcode.TEXT, b"0123456789")
+        await session.feed(message[:8])
+        lane.limit_messages(9)
+        await session.feed(message[8:])
+        assert (session.messages, lane.close_code) == (["0123456789"], None)  # its head was read before
+        await session.feed(message)
+        assert (session.messages, lane.close_code) == (["0123456789"], 1009)
+        await session.end()
+
+    asyncio.run(run())
+
+
+def test_a_close_frame_without_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transport is closed after some seconds, at once with the answer, and the timer ends with the connection."""
+    monkeypatch.setattr("backplane.server.handed_over.ANSWER_SECONDS", 0.001)
+
+    async def run() -> None:
+        session, closed = Session(hand_over=True), asyncio.Event()
+        await session.open()
+        monkeypatch.setattr(session.transport, "close", closed.set)
+        protocol: Any = session.transport.protocol
+        protocol.close_with(4000, "bye")
+        assert not closed.is_set()
+        await asyncio.wait_for(closed.wait(), 30)
+        gone: list[int] = []
+        protocol.when_gone(lambda: gone.append(1))
+        await session.end()
+        protocol.when_gone(lambda: gone.append(2))
+        assert gone == [1, 2]
+
+    asyncio.run(run())
+
+
+def test_a_pong_that_waits_is_kept() -> None:
+    """Also where the message beside its ping was taken at once; after a close frame it is not written."""
+
+    async def run(*, closes: bool) -> list[bytes]:
+        session = Session(hand_over=True)
+        await session.open()
+        protocol: Any = session.transport.protocol
+        protocol.pause_writing()
+        await session.feed(frame(Opcode.TEXT, b"1") + frame(Opcode.PING, b"2") + frame(Opcode.TEXT, b"3"))
+        assert session.messages == ["1", "3"]
+        if closes:
+            protocol.close_with(4000, "")
+        protocol.resume_writing()
+        written = session.transport.written
+        await session.end()
+        return written
+
+    assert asyncio.run(run(closes=False)) == [b"\x8a\x012"]
+    assert asyncio.run(run(closes=True)) == [b"\x88\x02\x0f\xa0"]

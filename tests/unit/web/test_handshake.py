@@ -49,10 +49,12 @@ class Worker(RuntimeWorld):
 
     Attributes:
         driver: The connection that was made last.
+        way: How `handle` serves a client: by a handler with `connect`, by callbacks in a handler, or handed over.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, way: str = "connect") -> None:
         super().__init__()
+        self.way = way
         self.driver: ConnectionDriver | None = None
         self.watch_after_seconds = 0.5
         self.policy = ConnectionPolicy(
@@ -91,11 +93,25 @@ class Worker(RuntimeWorld):
             watch_after_seconds=self.watch_after_seconds,
         )
 
+    def socket(self) -> FakeServerSocket:
+        """Return a client, which can be handed over where that is the way."""
+        return FakeServerSocket(lane=self.way == "handed over")
+
     async def handle(self, socket: FakeServerSocket, *channels: str) -> None:
         """Handle a client until it has left, within a bounded time."""
-        async with asyncio.timeout(WAIT_SECONDS), self.scope(socket, *channels) as connection:
-            async for _ in connection:
-                pytest.fail("the client sent nothing")
+        scope, ended = self.scope(socket, *channels), asyncio.Event()
+
+        def fail(*_: object) -> None:
+            pytest.fail("the client sent nothing")
+
+        async with asyncio.timeout(WAIT_SECONDS):
+            if self.way != "connect":
+                await scope.serve(on_open=None, on_message=fail, on_close=lambda _: ended.set())
+                await ended.wait()
+                return await until_idle()
+            async with scope as connection:
+                async for _ in connection:
+                    fail()
 
     def assert_nothing_left(self) -> None:
         """Assert that no client is registered, that nothing is joined, and that no timer is set."""
@@ -107,6 +123,15 @@ class Worker(RuntimeWorld):
 async def worker() -> AsyncGenerator[Worker]:
     """A worker that has no client any more in the end."""
     made = Worker()
+    async with made.linked():
+        yield made
+        made.assert_nothing_left()
+
+
+@pytest.fixture(params=["connect", "callbacks", "handed over"])
+async def each_worker(request: pytest.FixtureRequest) -> AsyncGenerator[Worker]:
+    """The same, for each way in which it handles a client."""
+    made = Worker(request.param)
     async with made.linked():
         yield made
         made.assert_nothing_left()
@@ -125,19 +150,19 @@ async def entered(worker: Worker, socket: FakeServerSocket, *channels: str) -> A
 # --- the handshake -------------------------------------------------------------------------------------------------
 
 
-async def test_joined_before_accepted(worker: Worker) -> None:
+async def test_joined_before_accepted(each_worker: Worker) -> None:
     """The handshake waits for the broker to confirm every channel; the first message waits for the handshake."""
-    socket = FakeServerSocket()
-    worker.adapter.subscribe_gate.close()
+    socket = each_worker.socket()
+    each_worker.adapter.subscribe_gate.close()
     socket.accept_gate.close()
-    handling = asyncio.create_task(worker.handle(socket, "a", "b"))
-    await worker.adapter.until(lambda: worker.adapter.calls != [])
+    handling = asyncio.create_task(each_worker.handle(socket, "a", "b"))
+    await each_worker.adapter.until(lambda: each_worker.adapter.calls != [])
     await until_idle()
     assert socket.accepting == 0
-    worker.adapter.subscribe_gate.open()
+    each_worker.adapter.subscribe_gate.open()
     await socket.until(lambda: socket.accepting == 1)
-    assert set(worker.runtime.hub.channels) == {"a", "b"}
-    worker.runtime.hub.deliver("a", b"early")
+    assert set(each_worker.runtime.hub.channels) == {"a", "b"}
+    each_worker.runtime.hub.deliver("a", b"early")
     await until_idle()
     assert socket.sent == []
     socket.accept_gate.open()
@@ -156,14 +181,14 @@ async def test_accepted_with(worker: Worker) -> None:
         assert socket.accepted == [("chat.v2", headers)]
 
 
-async def test_page_of_another_site(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
+async def test_page_of_another_site(each_worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
     """A page of another site is refused before it takes a place or joins, counted, and logged."""
-    socket = FakeServerSocket()
+    socket = each_worker.socket()
     socket.origin = "https://evil.example"
     with pytest.raises(OriginRefusedError, match=r"evil\.example") as caught:
-        await worker.handle(socket, "a")
-    assert (socket.refusals, socket.accepting, worker.adapter.calls) == ([caught.value], 0, [])
-    assert counted(worker.runtime.statistics) == {"connections_refused": 1, "refused_origins": 1}
+        await each_worker.handle(socket, "a")
+    assert (socket.refusals, socket.accepting, each_worker.adapter.calls) == ([caught.value], 0, [])
+    assert counted(each_worker.runtime.statistics) == {"connections_refused": 1, "refused_origins": 1}
     assert caplog.messages == [f"refused a WebSocket: {caught.value}"]
 
 
@@ -177,25 +202,25 @@ async def test_page_of_another_site(worker: Worker, caplog: pytest.LogCaptureFix
     ],
     ids=["illegal", "not authorized", "too many", "refused by the broker"],
 )
-async def test_refused_join(worker: Worker, channels: list[str], error: type[Exception]) -> None:
+async def test_refused_join(each_worker: Worker, channels: list[str], error: type[Exception]) -> None:
     """A client that may not join one of its channels is refused for that, and what it had joined is left."""
-    socket = FakeServerSocket()
-    worker.adapter.refusals["theirs"] = "not permitted"
+    socket = each_worker.socket()
+    each_worker.adapter.refusals["theirs"] = "not permitted"
     with pytest.raises(error) as caught:
-        await worker.handle(socket, *channels)
+        await each_worker.handle(socket, *channels)
     assert (socket.refusals, socket.accepting, socket.closing) == ([caught.value], 0, 0)
 
 
-async def test_broker_that_is_away_at_the_handshake(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
+async def test_broker_that_is_away_at_the_handshake(each_worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
     """Clients refused because the broker is away are counted, wait for no turn, and write few lines to the log."""
-    worker.runtime.broker_subscriptions.close()
+    each_worker.runtime.broker_subscriptions.close()
     for _ in range(3):
-        socket = FakeServerSocket()
+        socket = each_worker.socket()
         with pytest.raises(BrokerUnavailableError):
-            await asyncio.wait_for(worker.handle(socket, "a"), WAIT_SECONDS)
+            await asyncio.wait_for(each_worker.handle(socket, "a"), WAIT_SECONDS)
         assert (len(socket.refusals), socket.accepting, socket.closing) == (1, 0, 0)
-    worker.runtime.bursts.flush()
-    assert counted(worker.runtime.statistics) == {"connections_refused": 3}
+    each_worker.runtime.bursts.flush()
+    assert counted(each_worker.runtime.statistics) == {"connections_refused": 3}
     assert caplog.messages == [
         "refused a WebSocket: the backplane was stopped",
         "2 more within 10 s, the last one: refused a WebSocket: the backplane was stopped",
@@ -243,17 +268,17 @@ async def test_permission_that_has_run_out(worker: Worker) -> None:
     assert counted(worker.runtime.statistics) == {"connections_refused": 1}
 
 
-async def test_permission_that_runs_out_while_it_is_joined(worker: Worker) -> None:
+async def test_permission_that_runs_out_while_it_is_joined(each_worker: Worker) -> None:
     """It is refused too if that happens while it is joined; `authorize` may set when."""
-    socket = FakeServerSocket()
+    socket = each_worker.socket()
 
     def authorize(connection: Connection, _: str) -> bool:
         connection.expire_at(time.time() - 1)
         return True
 
-    worker.policy = replace(worker.policy, authorize=authorize)
+    each_worker.policy = replace(each_worker.policy, authorize=authorize)
     with pytest.raises(PermissionExpiredError):
-        await worker.handle(socket, "a")
+        await each_worker.handle(socket, "a")
     assert (len(socket.refusals), socket.accepting) == (1, 0)
 
 
@@ -263,40 +288,40 @@ async def never_answer(connection: Connection, channel: str) -> bool:
     return connection.id != channel
 
 
-async def test_authorize_that_does_not_answer(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
+async def test_authorize_that_does_not_answer(each_worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
     """A client waits for `authorize` no longer than its timeout, is refused for the moment, and logged once."""
-    worker.policy = replace(worker.policy, authorize=never_answer, authorize_timeout_seconds=0.01)
+    each_worker.policy = replace(each_worker.policy, authorize=never_answer, authorize_timeout_seconds=0.01)
     for _ in range(2):
-        socket = FakeServerSocket()
+        socket = each_worker.socket()
         with pytest.raises(AuthorizeTimeoutError):
-            await worker.handle(socket, "a")
+            await each_worker.handle(socket, "a")
         assert (len(socket.refusals), socket.accepting) == (1, 0)
     assert caplog.messages == ["authorize did not answer for 'a' within 0.01 s"]
 
 
-async def test_timeout_of_authorize_itself(worker: Worker) -> None:
+async def test_timeout_of_authorize_itself(each_worker: Worker) -> None:
     """A `TimeoutError` of the application is a fault of it, and goes on as it is."""
 
     async def authorize(*_: object) -> bool:
         raise TimeoutError("the database")
 
-    worker.policy = replace(worker.policy, authorize=authorize)
+    each_worker.policy = replace(each_worker.policy, authorize=authorize)
     with pytest.raises(TimeoutError, match="the database"):
-        await worker.handle(FakeServerSocket(), "a")
+        await each_worker.handle(each_worker.socket(), "a")
 
 
-async def test_client_that_leaves_while_it_is_joined(worker: Worker) -> None:
+async def test_client_that_leaves_while_it_is_joined(each_worker: Worker) -> None:
     """A client that leaves before it is accepted gives back its place and its joins at once."""
-    worker.watch_after_seconds = 0
-    socket = FakeServerSocket()
-    worker.adapter.subscribe_gate.close()
-    handling = asyncio.create_task(worker.handle(socket, "a"))
-    await worker.adapter.until(lambda: worker.adapter.calls != [])
+    each_worker.watch_after_seconds = 0
+    socket = each_worker.socket()
+    each_worker.adapter.subscribe_gate.close()
+    handling = asyncio.create_task(each_worker.handle(socket, "a"))
+    await each_worker.adapter.until(lambda: each_worker.adapter.calls != [])
     socket.receiver.put_nowait(None)
     with pytest.raises(ClosedError, match="left before it was accepted"):
         await asyncio.wait_for(handling, WAIT_SECONDS)
     assert socket.accepting == 0
-    worker.adapter.subscribe_gate.open()
+    each_worker.adapter.subscribe_gate.open()
 
 
 @pytest.mark.parametrize("failing", [False, True], ids=["stays", "cannot be watched"])
@@ -341,13 +366,13 @@ async def test_refused_after_accept(worker: Worker) -> None:
     assert (foreign.accepting, late.accepting, len(late.refusals)) == (0, 0, 1)
 
 
-async def test_client_of_a_worker_that_drains(worker: Worker) -> None:
+async def test_client_of_a_worker_that_drains(each_worker: Worker) -> None:
     """A worker that drains refuses every client."""
-    socket = FakeServerSocket()
-    worker.runtime.clients.is_draining = True
+    socket = each_worker.socket()
+    each_worker.runtime.clients.is_draining = True
     with pytest.raises(ClosedError, match="connect again") as caught:
-        await worker.handle(socket, "a")
-    assert (socket.refusals, socket.accepting, worker.adapter.calls) == ([caught.value], 0, [])
+        await each_worker.handle(socket, "a")
+    assert (socket.refusals, socket.accepting, each_worker.adapter.calls) == ([caught.value], 0, [])
 
 
 @pytest.mark.parametrize("client_key", [None, "alice"])
@@ -367,39 +392,39 @@ async def test_whose_connection_it_is(worker: Worker, client_key: str | None) ->
         pass
 
 
-async def test_accept_that_fails(worker: Worker) -> None:
+async def test_accept_that_fails(each_worker: Worker) -> None:
     """An error of the server in the handshake goes on as it is; it is no refusal, and nothing is left of the client."""
-    socket = FakeServerSocket()
+    socket = each_worker.socket()
     socket.accept_error = RuntimeError("the server's own")
     with pytest.raises(RuntimeError) as caught:
-        await worker.handle(socket, "a")
+        await each_worker.handle(socket, "a")
     assert caught.value is socket.accept_error
     assert (socket.refusals, socket.closing) == ([], 0)
 
 
 @pytest.mark.parametrize("at", ["join", "accept"])
-async def test_cancelled_in_the_handshake(worker: Worker, at: str) -> None:
+async def test_cancelled_in_the_handshake(each_worker: Worker, at: str) -> None:
     """A handler that is cancelled before its client is accepted leaves nothing joined, and no task."""
-    socket = FakeServerSocket()
-    (worker.adapter.subscribe_gate if at == "join" else socket.accept_gate).close()
-    handling = asyncio.create_task(worker.handle(socket, "a"))
+    socket = each_worker.socket()
+    (each_worker.adapter.subscribe_gate if at == "join" else socket.accept_gate).close()
+    handling = asyncio.create_task(each_worker.handle(socket, "a"))
     if at == "join":
-        await worker.adapter.until(lambda: worker.adapter.calls != [])
+        await each_worker.adapter.until(lambda: each_worker.adapter.calls != [])
     else:
         await socket.until(lambda: socket.accepting == 1)
     handling.cancel()
     await asyncio.wait([handling])
-    worker.adapter.subscribe_gate.open()
+    each_worker.adapter.subscribe_gate.open()
     assert (handling.cancelled(), socket.accepted, socket.closing) == (True, [], 0)
 
 
-async def test_client_that_is_closed_in_the_handshake(worker: Worker) -> None:
+async def test_client_that_is_closed_in_the_handshake(each_worker: Worker) -> None:
     """The handler of a client that is closed while it is being accepted ends, and the client gets the close frame."""
-    socket = FakeServerSocket()
+    socket = each_worker.socket()
     socket.accept_gate.close()
-    handling = asyncio.create_task(worker.handle(socket, "a"))
+    handling = asyncio.create_task(each_worker.handle(socket, "a"))
     await socket.until(lambda: socket.accepting == 1)
-    for connection in list(worker.runtime.clients.connected):
+    for connection in list(each_worker.runtime.clients.connected):
         await connection.close(1012, "restart")
     socket.accept_gate.open()
     await handling
@@ -464,6 +489,75 @@ async def test_end(worker: Worker, error: BaseException | None, code: int | None
     worker.assert_nothing_left()
 
 
+ENDS = [
+    (None, None),
+    (JoinRefusedError("not this one"), 4503),
+    (TooManyChannelsError("not so many"), 4513),
+    (ClosedError("of a subscription"), 1011),
+    (KeyError("mine"), 1011),
+    (BrokerUnavailableError("away"), 1013),
+    (SubscribeError({"b": "not permitted"}), 4503),
+    (ExceptionGroup("several", [BrokerUnavailableError("away"), KeyError("mine")]), 1011),
+    (asyncio.CancelledError(), None),
+]
+
+
+@pytest.mark.parametrize("when", ["open", "message"])
+@pytest.mark.parametrize(("error", "code"), ENDS, ids=[repr(error) for error, _ in ENDS])
+@pytest.mark.parametrize("way", ["callbacks", "handed over"])
+async def test_end_of_callbacks(way: str, error: BaseException | None, code: int | None, when: str) -> None:
+    """What a callback raises closes the client as what a handler raises; without an error it stays until it leaves."""
+    worker, calls = Worker(way), list[str]()
+
+    def called(*_: object) -> None:
+        calls.append("called")
+        if error is not None:
+            raise error
+
+    socket, ended = worker.socket(), asyncio.Event()
+    scope = worker.scope(socket, "a")
+    async with worker.linked():
+        serving = asyncio.create_task(
+            scope.serve(
+                on_open=called if when == "open" else None,
+                on_message=called if when == "message" else None,
+                on_close=lambda _: ended.set(),
+            )
+        )
+        await socket.until(lambda: socket.accepted != [])
+        await until_idle()
+        if when == "message":
+            socket.receiver.put_nowait("1")
+        if error is None:
+            socket.receiver.put_nowait(None)
+        await asyncio.wait_for(ended.wait(), WAIT_SECONDS)
+        await asyncio.wait([serving])
+        await until_idle()
+        raises = way == "callbacks" and isinstance(error, KeyError | ExceptionGroup | ClosedError)
+        assert (None if serving.cancelled() else serving.exception()) is (error if raises else None)
+        assert ([closed for closed, _ in socket.closed], calls) == ([] if code is None else [code], ["called"])
+        worker.assert_nothing_left()
+
+
+async def test_a_client_that_was_handed_over_counts(worker: Worker) -> None:
+    """It is connected, and counts for the limits, until its end, without a task while it is idle."""
+    socket, same = FakeServerSocket(lane=True), FakeServerSocket(lane=True)
+    before = asyncio.all_tasks()
+    await worker.scope(socket, "a").serve(on_open=None, on_message=None, on_close=None)
+    await until_idle()
+    assert asyncio.all_tasks() == before
+    assert list(worker.runtime.clients.connected) == [worker.driver]
+    with pytest.raises(TooManyConnectionsError):
+        await worker.scope(same, "a").serve(on_open=None, on_message=None, on_close=None)
+    worker.deliver("a", "1")
+    await socket.receives("1")
+    socket.receiver.put_nowait(None)
+    await until_idle()
+    await worker.scope(FakeServerSocket(lane=True)).serve(on_open=None, on_message=None, on_close=None)
+    await worker.runtime.clients.close_all()
+    await until_idle()
+
+
 async def test_refused_join_in_the_block(worker: Worker) -> None:
     """A join that is refused may end the handler: the client gets its code; or be handled, and the client stays."""
     socket = FakeServerSocket()
@@ -492,10 +586,10 @@ async def test_use_after_the_end(worker: Worker, ending: str) -> None:
     assert socket.closed == ([] if ending == "client" else [(1012, "restart")])
 
 
-async def test_client_leaves(worker: Worker) -> None:
+async def test_client_leaves(each_worker: Worker) -> None:
     """A client that leaves ends its handler, and no close frame is sent."""
-    socket = FakeServerSocket()
-    async with entered(worker, socket, "a"):
+    socket = each_worker.socket()
+    async with entered(each_worker, socket, "a"):
         socket.receiver.put_nowait(None)
     assert socket.closing == 0
 
@@ -624,7 +718,7 @@ async def test_handler_that_ends_in_time_is_not_cancelled(worker: Worker) -> Non
     assert (handling.cancelling(), worker.runtime.statistics.cancelled_handlers) == (0, 0)
 
 
-async def test_end_in_the_handshake_of_a_handler_that_waits(worker: Worker) -> None:
+async def test_end_in_the_handshake_of_a_handler_that_waits(each_worker: Worker) -> None:
     """Where `authorize` never answers and the connection ends, the handler is cancelled, and the client refused."""
     asked = asyncio.Event()
 
@@ -632,12 +726,12 @@ async def test_end_in_the_handshake_of_a_handler_that_waits(worker: Worker) -> N
         asked.set()
         return await asyncio.Future[bool]()
 
-    worker.policy = replace(worker.policy, handler_grace_seconds=0.01, authorize=authorize)
-    socket = FakeServerSocket()
-    handling = asyncio.create_task(worker.handle(socket, "a"))
+    each_worker.policy = replace(each_worker.policy, handler_grace_seconds=0.01, authorize=authorize)
+    socket = each_worker.socket()
+    handling = asyncio.create_task(each_worker.handle(socket, "a"))
     await asyncio.wait_for(asked.wait(), WAIT_SECONDS)
-    assert worker.driver is not None
-    worker.driver.closing.close(1012, "restart")
+    assert each_worker.driver is not None
+    each_worker.driver.closing.close(1012, "restart")
     with pytest.raises(ClosedError):
         await asyncio.wait_for(handling, WAIT_SECONDS)
     assert ([type(refused) for refused in socket.refusals], handling.cancelling()) == ([ClosedError], 0)

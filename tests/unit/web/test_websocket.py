@@ -8,7 +8,9 @@ import time
 from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+from unittest.mock import Mock, call
+from weakref import ref
 
 import pytest
 from fastapi import FastAPI
@@ -35,7 +37,9 @@ from backplane.connection.limits import Limits
 from backplane.connection.receiver import _warn_of_bypass  # pyright: ignore[reportPrivateUsage]
 from backplane.errors import JoinRefusedError, OriginRefusedError, TooManyChannelsError, TooManyConnectionsError
 from backplane.statistics import Statistics
+from backplane.web.websocket import HandedOverSocket
 from tests.unit.doubles import Gate, until_idle
+from tests.unit.server.session import Session, collections_off
 from tests.unit.sockets import driver_of
 
 if TYPE_CHECKING:
@@ -970,3 +974,63 @@ def test_stream_and_typed_channel() -> None:
         assert session.receive_text() == "42"
         refused = client.get("/stream")  # the place is taken: streams count as well
         assert (refused.status_code, int(refused.headers["retry-after"]) in range(2, 9)) == (429, True)
+
+
+# --- handed over -----------------------------------------------------------------------------------------------------
+
+
+def test_nothing_of_the_framework_is_left() -> None:
+    """After a hand-over neither the WebSocket, the scope, the handler nor the protocol is kept, in no cycle either."""
+    kept: list[ref[object]] = []
+    connections: list[Connection] = []
+    app = FastAPI()
+
+    class Owned:
+        """What belongs to the scope."""
+
+    async def run() -> None:
+        async with Backplane("memory://") as backplane:
+            session = Session(hand_over=True, application=app)
+
+            @app.websocket("/")
+            async def handle(websocket: WebSocket) -> None:
+                websocket.state.owned = Owned()
+                kept.extend([ref(websocket), ref(websocket.state.owned)])
+                tasks.append(ref(cast("object", asyncio.current_task())))
+                await backplane.hand_over(websocket, "a", on_open=connections.append)
+                for use in (websocket.receive_text(), websocket.send_text("too late"), websocket.close()):
+                    with pytest.raises(RuntimeError):
+                        await use
+                session.accepted.set()
+
+            tasks: list[ref[object]] = []
+            await session.open()
+            kept.append(ref(session.first))
+            del session.first
+            assert [reference() for reference in kept + tasks] == [None] * 4
+            await backplane.publish("a", "1")
+            assert connections[0].state == "open"
+            await session.settle()
+            assert session.transport.written == [b"\x81\x011"]
+            await connections[0].close(4700, "enough")
+            await session.settle()
+            assert session.transport.written[1:] == [b"\x88\x08\x12\x5cenough"]
+            await session.end()
+            assert connections[0].is_over
+
+    with collections_off():
+        asyncio.run(run())
+
+
+async def test_errors_of_a_client_that_was_handed_over() -> None:
+    """What its transport raises for a client that is gone is no fault; a middleware has no part in it any more."""
+    lane = Mock()
+    socket = HandedOverSocket(lane)
+    assert socket.is_gone(ConnectionResetError(errno.ECONNRESET, "reset"))
+    assert not socket.is_gone(OSError(errno.ENOENT, "no file"))
+    assert not socket.is_gone(RuntimeError("a fault"))
+    ending = socket.ending(WebSocketException(4600, "away"))
+    assert ending is not None
+    assert (ending.code, socket.ending(KeyError())) == (4600, None)
+    await socket.close(4000, "bye")
+    assert lane.close_with.mock_calls == [call(4000, "bye")]
