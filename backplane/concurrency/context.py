@@ -179,7 +179,7 @@ else:
 
         def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
             self.loop = loop
-            self._steps = _steps()
+            self._steps: Any = _steps()  # a generator, which `coroutine` types as an awaitable
             self._steps.send(None)
             self.step: Callable[[Coroutine[Any, Any, None]], object] = self._steps.send
             self._context: Context | None = None  # of the work to continue, if there is one
