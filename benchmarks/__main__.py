@@ -297,13 +297,17 @@ def micro(
     rounds: int = typer.Option(30, min=3, help="Rounds per figure; the median is shown."),
 ) -> None:
     """Measure the parts by themselves, each beside a bare loop that does only the necessary work."""
-    from benchmarks.micro import asgi, codec, fanout, import_time  # imported where it is measured
+    from benchmarks.micro import asgi, codec, excludes, fanout, import_time  # imported where it is measured
 
     console.print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, one process")
     with console.status("codec"):
         show("Codec, 128 bytes", codec.run(rounds))
     with console.status("fan-out"):
         show(f"Fan-out of one message of 128 bytes to {sockets:,} sockets, per delivery", fanout.run(sockets, rounds))
+    with console.status("excludes"):
+        for messages in (1, 64):
+            title = f"{messages} in one pass for {sockets:,} connections with shared compression, without the writes"
+            show(title, excludes.run(sockets, rounds, messages))
     with console.status("plain ASGI"):
         show(f"One message of 128 bytes by plain ASGI to {sockets:,} clients, per delivery", asgi.run(sockets, rounds))
     with console.status("import"):

@@ -84,9 +84,10 @@ else:
 
     # What `asyncio.Task` itself calls around each step, and event loops written in C too.
     from asyncio.tasks import _enter_task, _leave_task  # pyright: ignore[reportPrivateUsage]
+    from types import coroutine
     from weakref import getweakrefcount
 
-    # PyPy counts no references. `id` never returns 5, so each work gets a carrier of its own there.
+    # PyPy counts no references. `id` never returns 4, so each work gets a carrier of its own there.
     _references: Callable[[object], int] = getattr(sys, "getrefcount", id)
 
     def begin(
@@ -95,7 +96,15 @@ else:
         """Run `work` in a task of `loop` up to its first wait: as above, by means of a carrier."""
         global _free
         carrier = _free
-        if carrier is None or carrier.loop is not loop or not _is_as_new(task := carrier.task):
+        # Reuse a task only if nothing has kept or changed it: neither its work, nor code that found it in `all_tasks`.
+        # Its references are of its carrier, the event loop, this variable and the argument; the weak one: `all_tasks`.
+        if (
+            carrier is None
+            or carrier.loop is not loop
+            or (task := carrier.task).touched
+            or _references(task) != 4
+            or getweakrefcount(task) != 1
+        ):
             carrier = _Carrier(loop)
             task = carrier.task
         _free = None  # `work` may call `begin` itself, which needs another carrier
@@ -103,34 +112,32 @@ else:
             _leave_task(loop, outer)
         _enter_task(loop, task)
         try:
-            carrier.take(work, context.run(work.send, None), context)
-        except StopIteration:
-            if task.touched and task._must_cancel:  # type: ignore[attr-defined]  # a task that cancels itself, and ends, is cancelled
-                raise asyncio.CancelledError from None
-            _free = carrier
-            return None
+            waits_for = context.run(carrier.step, work)
         except BaseException as error:
             if isinstance(error, RuntimeError) and getattr(work, "cr_frame", None) is not None:  # `context` was entered
                 return task_in(context, work, loop, name=_NAME)
-            if _is_as_new(task):
-                _free = carrier
-            else:
-                carrier.fail(error)
+            carrier.fail(error)
             raise
-        else:
-            return task
         finally:
             _leave_task(loop, task)
             if outer is not None:
                 _enter_task(loop, outer)
+        if waits_for is not _ENDED:
+            carrier.take(waits_for, context)
+            return task
+        if task.touched and task._must_cancel:  # type: ignore[attr-defined]  # a task that cancels itself, and ends, is cancelled
+            raise asyncio.CancelledError
+        _free = carrier
+        return None
 
-    def _is_as_new(task: _Task) -> bool:
-        """Return whether nothing has kept or changed the task: neither its work, nor code that found it in `all_tasks`.
+    @coroutine
+    def _steps() -> Generator[Any, Any, None]:
+        """Run one work after another: yield what the work waits for, and `_ENDED` at its end.
 
-        A new task has five references (its carrier, the event loop, the caller's variable and two for the argument) and
-        one weak reference (`all_tasks`).
+        A coroutine that is stepped by itself raises StopIteration at its end, which takes 0.1 µs.
         """
-        return not task.touched and _references(task) == 5 and getweakrefcount(task) == 1
+        while True:
+            yield from (yield _ENDED)
 
     class _Task(asyncio.Task[None]):
         """A task that notes whether it was changed.
@@ -165,14 +172,17 @@ else:
         Attributes:
             loop: Its event loop.
             task: The task.
-            work: The work to continue, which has run its first step; `None` where there is none.
+            step: Runs the first step of a work; returns what the work waits for, or `_ENDED`.
         """
 
-        __slots__ = ("_context", "_failure", "_is_marked", "_waits_for", "loop", "task", "work")
+        __slots__ = ("_context", "_failure", "_is_marked", "_steps", "_waits_for", "loop", "step", "task")
 
         def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
             self.loop = loop
-            self.work: Coroutine[Any, Any, None] | None = None
+            self._steps: Any = _steps()  # a generator, which `coroutine` types as an awaitable
+            self._steps.send(None)
+            self.step: Callable[[Coroutine[Any, Any, None]], object] = self._steps.send
+            self._context: Context | None = None  # of the work to continue, if there is one
             self._failure: BaseException | None = None
             driver = self._drive()
             # Start the coroutine: a task that is cancelled before its coroutine starts never runs it, so the work would
@@ -181,9 +191,9 @@ else:
             self.task = _Task(driver, loop=loop, name=_NAME, context=Context())
             self._set_log_destroy_pending(False)
 
-        def take(self, work: Coroutine[Any, Any, None], waits_for: Any, context: Context) -> None:
-            """Take `work`, which waits for `waits_for`, to continue it."""
-            self.work, self._waits_for, self._context = work, waits_for, context
+        def take(self, waits_for: Any, context: Context) -> None:
+            """Take the work, which waits for `waits_for`, to continue it in `context`."""
+            self._waits_for, self._context = waits_for, context
             # A future marks itself when it is awaited, and the task that awaits it clears the mark in the same step.
             # Clear it here: other tasks can await the same future before this one starts. `_continue` restores it.
             self._is_marked: bool = getattr(waits_for, "_asyncio_future_blocking", None) is True
@@ -215,31 +225,28 @@ else:
             if (failure := self._failure) is not None:
                 self._failure = None
                 raise failure
-            if self.work is not None:
-                yield from self._continue(self.work, cancelled)
+            if self._context is not None:
+                yield from self._continue(self._context.run, cancelled)
             elif cancelled is not None:
                 raise cancelled
 
         def _continue(
-            self, work: Coroutine[Any, Any, None], cancelled: asyncio.CancelledError | None
+            self, run: Callable[..., Any], cancelled: asyncio.CancelledError | None
         ) -> Generator[Any, Any, None]:
-            run, waits_for = self._context.run, self._waits_for
-            try:
-                if cancelled is not None and not _cancel(waits_for, cancelled):
-                    waits_for = run(work.throw, cancelled)
-                elif waits_for is None:  # `sleep(0)`: its pass is over
-                    waits_for = run(work.send, None)
-                elif self._is_marked:
-                    waits_for._asyncio_future_blocking = True
-                while True:
-                    try:
-                        sent = yield waits_for
-                    except BaseException as error:  # a cancellation, in general
-                        waits_for = run(work.throw, error)
-                    else:
-                        waits_for = run(work.send, sent)
-            except StopIteration:
-                return
+            work, waits_for = self._steps, self._waits_for
+            if cancelled is not None and not _cancel(waits_for, cancelled):
+                waits_for = run(work.throw, cancelled)
+            elif waits_for is None:  # `sleep(0)`: its pass is over
+                waits_for = run(work.send, None)
+            elif self._is_marked:
+                waits_for._asyncio_future_blocking = True
+            while waits_for is not _ENDED:
+                try:
+                    sent = yield waits_for
+                except BaseException as error:  # a cancellation, in general
+                    waits_for = run(work.throw, error)
+                else:
+                    waits_for = run(work.send, sent)
 
     def _cancel(waits_for: Any, error: asyncio.CancelledError) -> bool:
         """Cancel what a task waits for, as `Task.cancel` does; return whether that was possible."""
@@ -249,5 +256,7 @@ else:
         """Mark the error of a task as retrieved: `begin` has raised it to its caller."""
         if not task.cancelled():
             task.exception()
+
+    _ENDED: Final = object()
 
     _free: _Carrier | None = None

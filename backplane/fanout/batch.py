@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from backplane.fanout.codec import to_client_data
 from backplane.fanout.frames import compress_frame, encode_frame
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["Batch", "EnvelopedMessage", "FinalMessage", "source_of"]
+
+_ItemT = TypeVar("_ItemT")
 
 # An application can make a function for each client, and the ring of a quiet channel keeps a batch for long.
 _MAX_ENVELOPES: Final = 8
@@ -35,6 +37,14 @@ class FinalMessage(Message):
     __slots__ = ()
 
 
+class _Whole(NamedTuple):
+    """What a shorter batch is made of: a batch, without the messages at `places`, which exclude `token`."""
+
+    batch: Batch
+    token: bytes
+    places: list[int]
+
+
 class Batch(list[Message]):
     """Messages in order. Their frames are built and joined once, for the first socket that needs them, and then shared.
 
@@ -45,7 +55,7 @@ class Batch(list[Message]):
         excludes: Whether any of the messages excludes a connection.
     """
 
-    __slots__ = ("_compressed", "_encoded", "_enveloped", "_frames", "_source", "excludes", "size_bytes")
+    __slots__ = ("_compressed", "_encoded", "_enveloped", "_excluded", "_frames", "_whole", "excludes", "size_bytes")
 
     def __init__(self, *messages: Message) -> None:
         super().__init__()
@@ -53,7 +63,8 @@ class Batch(list[Message]):
         self._compressed: dict[int, bytes] | None = None
         self._encoded: dict[int | None, list[bytes]] | None = None
         self._enveloped: dict[int, tuple[object, Batch]] | None = None
-        self._source: Batch | None = None  # the batch whose frames this one shares
+        self._excluded: dict[bytes, list[int]] | None = None  # by token, where the messages are that exclude it
+        self._whole: _Whole | None = None  # the batch of which this one leaves some out
         self.size_bytes: int = 0
         self.excludes: bool = False
         for message in messages:
@@ -84,11 +95,20 @@ class Batch(list[Message]):
         return frames
 
     def for_token(self, token: bytes) -> Batch:
-        """Return what the subscriber with this token gets: this batch, or a shorter one if a message excludes it."""
-        if not any(message.excluded == token for message in self):
+        """Return what the subscriber with this token gets: this batch, or a shorter one if a message excludes it.
+
+        No message may be added after the first call. A shorter batch shares the frames and envelopes of this one.
+        """
+        if self._excluded is None:
+            self._excluded = _places_by_token(self)
+        places = self._excluded.get(token)
+        if places is None:
             return self
-        shorter = Batch(*(message for message in self if message.excluded != token))
-        shorter._source = self
+        shorter = Batch()
+        shorter.extend(_without(self, places))
+        shorter._whole = _Whole(self, token, places)
+        shorter.size_bytes = self.size_bytes - sum(self[place].size_bytes for place in places)
+        shorter.excludes = len(self._excluded) > 1
         return shorter
 
     def enveloped(self, envelope: Callable[[Message], object]) -> Batch:
@@ -108,20 +128,14 @@ class Batch(list[Message]):
         return found[1]
 
     def _envelop(self, envelope: Callable[[Message], object]) -> Batch:
-        if self._source is not None:
-            own = {id(message) for message in self}
-            whole = self._source.enveloped(envelope)
-            shorter = Batch(*(message for message in whole if id(source_of(message)) in own))
-            shorter._source = whole
-            return shorter
+        if self._whole is not None:
+            return self._whole.batch.enveloped(envelope).for_token(self._whole.token)
         return Batch(*(made for message in self if (made := _envelop(message, envelope)) is not None))
 
     def _each(self, window_bits: int | None) -> list[bytes]:
         """Return one frame per message. Each message is encoded once, also if several batches have it."""
-        if self._source is not None:
-            own = {id(message) for message in self}
-            shared = zip(self._source, self._source._each(window_bits), strict=True)
-            return [frame for message, frame in shared if id(message) in own]
+        if self._whole is not None:
+            return _without(self._whole.batch._each(window_bits), self._whole.places)
         if not self.excludes:
             return self._encode(window_bits)
         if self._encoded is None:
@@ -148,6 +162,26 @@ def _envelop(message: Message, envelope: Callable[[Message], object]) -> Message
     )
     enveloped.source = message
     return enveloped
+
+
+def _places_by_token(messages: list[Message]) -> dict[bytes, list[int]]:
+    """Return by token, in order, at which places the messages are that exclude it."""
+    places: dict[bytes, list[int]] = {}
+    for place, message in enumerate(messages):
+        if message.excluded is not None:
+            places.setdefault(message.excluded, []).append(place)
+    return places
+
+
+def _without(each: list[_ItemT], places: list[int]) -> list[_ItemT]:
+    """Return `each` without its items at `places`, which are in order."""
+    left: list[_ItemT] = []
+    start = 0
+    for place in places:
+        left += each[start:place]
+        start = place + 1
+    left += each[start:]
+    return left
 
 
 def source_of(message: Message) -> Message:

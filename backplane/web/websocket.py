@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from starlette.exceptions import WebSocketException
-from starlette.websockets import WebSocketDisconnect, WebSocketState
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from backplane.close_codes import close_reason
 from backplane.connection.sender import SocketGoneError
@@ -21,13 +22,15 @@ from backplane.web.refusal import denial, deny
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, MutableMapping
 
-    from starlette.websockets import WebSocket
+    from starlette.types import Message
 
     from backplane.connection.ending import Ending
     from backplane.connection.socket import Bypass
     from backplane.lane import HandedOverLane, Lane, LaneReceiver
 
 __all__ = ["HandedOverSocket", "StarletteSocket"]
+
+_STARLETTE_SEND: Final = WebSocket.send
 
 # A client that does not read does not read the reason of its refusal either.
 _REFUSE_SECONDS: Final = 1.0
@@ -41,7 +44,7 @@ class StarletteSocket:
         ClosedError: It is closed.
     """
 
-    __slots__ = ("_ahead", "_bypass", "_websocket", "lane")
+    __slots__ = ("_ahead", "_bypass", "_sends_directly", "_websocket", "lane")
 
     def __init__(self, websocket: WebSocket) -> None:
         states = (websocket.application_state, websocket.client_state)
@@ -54,6 +57,7 @@ class StarletteSocket:
         self._websocket = websocket
         self._bypass: Bypass | None = None
         self._ahead: ReadAhead | None = None
+        self._sends_directly = False
         self.lane: Lane | None = websocket.scope.get("extensions", {}).get(EXTENSION)
 
     @property
@@ -78,6 +82,7 @@ class StarletteSocket:
     async def accept(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]] | None) -> None:
         """Finish the handshake."""
         await self._websocket.accept(subprotocol, headers)
+        self._sends_directly = _sends_directly(self._websocket)
         self._websocket.receive = self._receive_bypassed  # type: ignore[method-assign]
 
     async def left(self) -> None:
@@ -128,8 +133,12 @@ class StarletteSocket:
 
     def send(self, data: str | bytes) -> Coroutine[Any, Any, None]:
         """Send one message."""
-        # What `send_text` and `send_bytes` do, with one call less per message.
-        return self._websocket.send({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
+        websocket = self._websocket
+        message: Message = {"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data}
+        # What `send_text` and `send_bytes` do. Each coroutine that is left out saves a tenth of a send.
+        if self._sends_directly and websocket.application_state is WebSocketState.CONNECTED:
+            return websocket._send(message)  # type: ignore[return-value]  # pyright: ignore[reportPrivateUsage, reportReturnType]
+        return websocket.send(message)
 
     def is_gone(self, error: Exception) -> bool:
         """Return whether the client is gone, by the state of the socket where `error` alone does not show it.
@@ -137,6 +146,12 @@ class StarletteSocket:
         Uvicorn raises an OSError of its own, and after a close a RuntimeError, as Starlette does; Hypercorn, Granian
         and Daphne drop what is sent to a client that is gone. A task group of a middleware makes a group of the error.
         """
+        is_gone = self._shows_end(error)
+        if is_gone and isinstance(error, OSError):
+            self._websocket.application_state = WebSocketState.DISCONNECTED  # as `WebSocket.send` does
+        return is_gone
+
+    def _shows_end(self, error: Exception) -> bool:
         if self._websocket.client_state is WebSocketState.DISCONNECTED:
             return True
         match error:
@@ -150,7 +165,7 @@ class StarletteSocket:
                 return is_of_client(error)
             case ExceptionGroup():
                 parts: tuple[Exception, ...] = error.exceptions
-                return all(self.is_gone(part) for part in parts)
+                return all(self._shows_end(part) for part in parts)
             case _:
                 return isinstance(error, SocketGoneError) or self._is_closed or is_use_after_end(error)
 
@@ -249,6 +264,15 @@ class HandedOverSocket:
     async def close(self, code: int, reason: str) -> None:
         """Send the close frame, after what the transport has buffered."""
         self.lane.close_with(code, reason)
+
+
+def _sends_directly(websocket: WebSocket) -> bool:
+    """Return whether `WebSocket.send` can be left out: it is Starlette's own and calls a coroutine function.
+
+    Any other function would run outside of the client's task and Context, up to the awaitable that it returns.
+    """
+    is_own = getattr(websocket.send, "__func__", None) is _STARLETTE_SEND
+    return is_own and iscoroutinefunction(getattr(websocket, "_send", None))
 
 
 def _data(message: MutableMapping[str, Any]) -> str | bytes | None:

@@ -701,6 +701,19 @@ async def test_empty_batch(made: type[Plain | OnLane]) -> None:
 # --- what a join gives back ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("made", [Plain, OnLane])
+async def test_excluded_while_something_waits(made: type[Plain | OnLane]) -> None:
+    """What does not exclude a client waits for it in order, also where others have shared the bytes of all."""
+    shared = Batch(*(Message(channel="a", data=str(n), excluded=b"%08d" % (n % 3)) for n in range(9)))
+    assert len(shared.for_token(b"00000001").compressed(12)) < len(shared.compressed(12))
+    subject = made(opened=False)
+    subject.sender.offer(shared.for_token(b"00000000"))
+    subject.sender.offer(shared.for_token(b"00000002").for_token(b"00000001"))
+    subject.sender.open()
+    expected = ["1", "2", "4", "5", "7", "8", "0", "3", "6"]
+    assert (subject.client.got if isinstance(subject, Plain) else subject.lane.written) == expected
+
+
 async def test_lane_writes_much_that_is_given_back_piece_by_piece() -> None:
     """Above 64 KiB only what the transport takes is written, whatever the bounds; the rest waits, in order."""
     on_lane = OnLane(max_messages=1)

@@ -94,6 +94,16 @@ def test_batch_without_exclusion_is_the_same_object() -> None:
     assert batch.for_token(b"12345678") is batch
 
 
+def test_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For any number of subscribers the messages are searched once for those that they exclude."""
+    batch = Batch(*(text(str(number), secrets.token_bytes(8)) for number in range(4)), text("4", b"12345678"))
+    assert batch.for_token(b"other___") is batch
+    monkeypatch.setattr(Batch, "__iter__", None)  # searching again would fail
+    assert batch.for_token(b"another_") is batch
+    shorter = batch.for_token(b"12345678")
+    assert (len(shorter), shorter.size_bytes, shorter.excludes) == (4, 4, True)
+
+
 def test_excluded_from_every_message() -> None:
     """A subscriber that every message excludes gets an empty batch."""
     batch = Batch(text("1", b"12345678"), text("2", b"12345678"))
@@ -149,16 +159,35 @@ def test_envelope_of_what_does_not_exclude(parts: list[tuple[str | bytes, int | 
     """Every subscriber gets the envelopes of the messages that do not exclude it, by whichever of two tokens it has."""
     tokens = [secrets.token_bytes(8) for _ in range(3)]
     batch = Batch(*(text(data, None if who is None else tokens[who]) for data, who in parts))
-    for numbers in ((0,), (0, 1), (2, 2)):
+    for numbers in ((0,), (0, 1), (2, 2), (2, 1, 0)):
         mine = batch
         for number in numbers:
             mine = mine.for_token(tokens[number])
         expected = [f"<{data!r}>" for data, who in parts if who not in numbers]
         enveloped = mine.enveloped(in_brackets)
         assert [message.data for message in enveloped] == expected
+        assert enveloped.excludes == any(who is not None and who not in numbers for _, who in parts)
         assert messages_in(enveloped.frames) == expected
-        assert messages_in(enveloped.compressed(9)) == expected
+        for window_bits in (9, 15, 9):
+            assert messages_in(enveloped.compressed(window_bits)) == expected
         assert enveloped.size_bytes == sum(map(len, expected))
+
+
+def test_envelope_that_leaves_out_what_excludes() -> None:
+    """Where an envelope leaves out some messages, a subscriber gets the others that do not exclude it."""
+    batch = Batch(text("1", b"12345678"), text("2"), text("3", b"12345678"), text("4", b"other___"), text("5"))
+
+    def even(message: Message) -> object:
+        return message.data if int(message.data) % 2 == 0 else None
+
+    def odd(message: Message) -> object:
+        return message.data if int(message.data) % 2 else None
+
+    mine = batch.for_token(b"12345678")
+    assert messages_in(mine.enveloped(even).frames) == ["2", "4"]
+    assert messages_in(mine.enveloped(odd).compressed(12)) == ["5"]
+    assert mine.enveloped(even) is batch.enveloped(even)
+    assert messages_in(mine.for_token(b"other___").enveloped(even).frames) == ["2"]
 
 
 def test_few_envelopes_are_remembered() -> None:

@@ -6,6 +6,8 @@ import asyncio
 import errno
 import time
 from contextlib import contextmanager, suppress
+from contextvars import Context, ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from unittest.mock import Mock, call
 from weakref import ref
@@ -16,7 +18,7 @@ from starlette.exceptions import WebSocketException
 from starlette.requests import Request  # noqa: TC002  # FastAPI reads it
 from starlette.responses import Response  # noqa: TC002
 from starlette.testclient import TestClient, WebSocketDenialResponse
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from backplane import (
     Backlog,
@@ -41,13 +43,14 @@ from tests.unit.server.session import Session, collections_off
 from tests.unit.sockets import driver_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Generator
+    from collections.abc import Callable, Collection, Coroutine, Generator
 
     from starlette.types import Message as Event
 
 pytestmark = pytest.mark.anyio
 
 WAIT_SECONDS = 30.0
+user: ContextVar[str] = ContextVar("user", default="no user")
 # Long enough that a busy machine gets to what precedes the expiry.
 EXPIRY_SECONDS = 1.0
 DENIAL_EXTENSION: dict[str, Any] = {"websocket.http.response": {}}
@@ -624,6 +627,66 @@ async def test_fault_while_sending(error: Exception, caplog: pytest.LogCaptureFi
     assert lines[0].getMessage().endswith("failed: closing it")
     assert lines[0].exc_info is not None
     assert (statistics["closed_internal_error"], statistics["closed_by_client"]) == (1, 0)
+
+
+async def test_state_of_a_client_that_is_gone() -> None:
+    """A send that finds the client gone leaves the WebSocket as Starlette's own send does: nothing more is sent."""
+    client, _ = await after_a_send_that_fails(OSError("the server's own"))
+    assert client.websocket.application_state is WebSocketState.DISCONNECTED
+    with pytest.raises(RuntimeError):
+        await client.websocket.send_text("x")
+
+
+class LoudWebSocket(WebSocket):
+    """A WebSocket of an application, which changes what is sent."""
+
+    async def send(self, message: Event) -> None:
+        """Send in upper case."""
+        if "text" in message:
+            message["text"] = message["text"].upper()
+        await WebSocket.send(self, message)
+
+
+async def sent_of(client: Client) -> Event:
+    """Return what the client is sent for a published `x`."""
+    async with Backplane("memory://") as backplane, backplane.connect(client.websocket, "a"):
+        await backplane.publish("a", "x")
+        return (await client.gets(2))[1]
+
+
+@pytest.mark.parametrize("how", ["class", "object"])
+async def test_send_of_the_application(how: str) -> None:
+    """A `send` that the application has put in place of Starlette's is called."""
+    client = Client()
+    if how == "class":
+        scope, send = client.websocket.scope, client._send  # pyright: ignore[reportPrivateUsage]
+        client.websocket = LoudWebSocket(scope, client._receive, send)  # pyright: ignore[reportPrivateUsage]
+    else:
+        client.websocket.send = partial(LoudWebSocket.send, client.websocket)  # type: ignore[method-assign, arg-type]
+    assert (await sent_of(client))["text"] == "X"
+
+
+@pytest.mark.parametrize("is_coroutine_function", [True, False])
+async def test_any_send_runs_in_the_task_of_the_client(*, is_coroutine_function: bool) -> None:
+    """All of a `send` runs in a task and in the client's Context, also of a function that returns an awaitable."""
+    client = Client()
+    send, seen = client._send, set[tuple[str, bool]]()  # pyright: ignore[reportPrivateUsage]
+
+    def wrapped(event: Event) -> Coroutine[Any, Any, None]:
+        if event["type"] == "websocket.send":
+            seen.add((user.get(), asyncio.current_task() is not None))
+        return send(event)
+
+    async def wrapped_too(event: Event) -> None:
+        await wrapped(event)
+
+    client.websocket._send = wrapped_too if is_coroutine_function else wrapped  # pyright: ignore[reportPrivateUsage]
+    token = user.set("alice")
+    async with Backplane("memory://") as backplane, backplane.connect(client.websocket, "a"):
+        user.reset(token)
+        asyncio.get_running_loop().call_soon(asyncio.ensure_future, backplane.publish("a", "x"), context=Context())
+        await client.gets(2)
+    assert seen == {("alice", True)}
 
 
 async def test_client_gone_at_the_close() -> None:
