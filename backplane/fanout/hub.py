@@ -43,6 +43,8 @@ _PASS_SECONDS: Final = 0.005
 _LONG_SECONDS: Final = 0.001
 _REST_SHARE: Final = 0.25
 _MOST_REST_SECONDS: Final = 0.002
+# Larger writes are no cheaper a byte, and one that is larger than a backlog would hide that a client does not read.
+_MOST_REST_BYTES: Final = 64 * 1024
 # Timers of uvloop are rounded to whole milliseconds, where those of asyncio are rounded up.
 _TIMER_ROUNDING_SECONDS: Final = 0.0005
 
@@ -257,6 +259,8 @@ class Hub:
         batch.add(message)
         self._collected_count += 1
         self._collected_bytes += message.size_bytes
+        if self._resting and batch.size_bytes >= _MOST_REST_BYTES:
+            self._end_rest(channel)
         if self._flush_handle is None:
             self._flush_handle = asyncio.get_running_loop().call_soon(self._flush_in_slices)
         elif self._collected_count >= _MAX_COLLECTED or self._collected_bytes >= _MAX_COLLECTED_BYTES:
@@ -287,8 +291,8 @@ class Hub:
         names = set(channels)
         self._run_now(names)
         while waiting := self._collected.keys() & names:
-            for channel in self._resting.keys() & waiting:
-                self._resting.pop(channel).cancel()
+            for channel in waiting:
+                self._end_rest(channel)
             self._start_deliveries()
             self._run_now(names)
 
@@ -334,12 +338,18 @@ class Hub:
         """Let a channel whose fan-out took so long collect for a moment, before the next one begins.
 
         A publisher in this worker publishes one message after another, each after the fan-out of the one before. In
-        that moment it publishes several, and they are written together. Other channels do not wait.
+        that moment it publishes several, and they are written together. Other channels do not wait. A rest ends early
+        when 64 KiB are collected.
         """
         rest = min(seconds * _REST_SHARE, self._most_rest_seconds)
         if seconds < _LONG_SECONDS or not rest or channel in self._resting:
             return
         self._resting[channel] = loop.call_later(rest + _TIMER_ROUNDING_SECONDS, self._rested, channel)
+
+    def _end_rest(self, channel: str) -> None:
+        """Let a channel that rests begin with its next fan-out."""
+        if (timer := self._resting.pop(channel, None)) is not None:
+            timer.cancel()
 
     def _rested(self, channel: str) -> None:
         del self._resting[channel]

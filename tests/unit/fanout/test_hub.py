@@ -415,6 +415,21 @@ async def test_what_must_follow_ends_a_rest() -> None:
         await until(lambda: last.received[-1] == "2")
 
 
+async def test_a_rest_ends_with_64_kib() -> None:
+    """What a rest collects is no larger than a write that shows a client which does not read."""
+    async with running(slice_size=3, pass_seconds=0.0, most_rest_seconds=60.0) as worker:
+        last = await rested(worker, "a")
+        worker.hub._resting["a"].cancel()  # pyright: ignore[reportPrivateUsage]  # it would end within milliseconds
+        part = "x" * 16 * 1024
+        for _ in range(3):
+            worker.deliver("a", part)
+        await run_passes(5)
+        assert last.received == ["long"]
+        worker.deliver("a", part)
+        await until(lambda: len(last.received) > 1)
+        assert last.offers == [["long"], [part] * 4]
+
+
 async def test_rests_of_several_channels() -> None:
     """Each channel rests for its own time, and what it received meanwhile is delivered when that is over."""
     async with running(slice_size=3, pass_seconds=0.0, most_rest_seconds=0.05) as worker:
