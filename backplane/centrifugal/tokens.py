@@ -210,7 +210,7 @@ class JwtTokens:
                 issuer=self._issuer,
                 leeway=self._leeway_seconds,
             )
-        except TokenCheckUnavailableError:
+        except (InvalidTokenError, TokenCheckUnavailableError):
             raise
         except Exception as error:  # PyJWT raises others than its own too
             raise InvalidTokenError(f"the token is invalid: {type(error).__name__}") from None  # it can hold the token
