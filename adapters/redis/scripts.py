@@ -82,7 +82,7 @@ KEEP_ONCE: Final = Script(
 where this one is a repetition: the lengths differ."""
 
 # KEYS: place, log. ARGV: milliseconds that the log lives, and the place, epoch of a new history, limit, most bytes;
-# then epoch, offset and check of a position, or nothing. A check of 2 bytes is the short form of one of 4: `ShortCheck`.
+# then epoch, offset and check of a position, or nothing. A check of 2 bytes is the short form of one: `ShortCheck`.
 # Returns {place, found, more, elements}, elements oldest first.
 # It reads in pieces, because a script takes the memory of all that it reads, and cannot ask how large an element is.
 RECALL: Final = Script(rb"""
