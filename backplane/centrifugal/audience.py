@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from backplane.centrifugal.encoding import JSON, PROTOBUF
 from backplane.errors import BackplaneError
+from backplane.centrifugal.values import as_json
 from backplane.presence_types import PresenceSnapshot
 
 if TYPE_CHECKING:
@@ -105,5 +106,5 @@ def info_of(user: str, info: Any, encoding: Encoding) -> dict[str, Any]:
     """Return a user as the protocol lists it. It has one entry, whatever the number of its connections."""
     found: dict[str, Any] = {"user": user, "client": user}
     if info is not None:
-        found["conn_info"] = encoding.embed_object(info)
+        found["conn_info"] = as_json(encoding, info)
     return found

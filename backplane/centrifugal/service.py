@@ -23,8 +23,13 @@ from backplane.centrifugal.codes import (
 from backplane.centrifugal.encoding import JSON, PROTOBUF
 from backplane.centrifugal.rpc import RpcRegistry
 from backplane.centrifugal.subscriptions import Recovery, epoch_text, position_of, publications
-from backplane.centrifugal.tokens import InvalidTokenError, TokenExpiredError, TokensUnavailableError
-from backplane.errors import ClosedError, ConfigurationError
+from backplane.errors import (
+    ClosedError,
+    ConfigurationError,
+    InvalidTokenError,
+    TokenCheckUnavailableError,
+    TokenExpiredError,
+)
 from backplane.fanout.codec import JsonText
 from backplane.message import Gap, Joined, Message, Position
 from backplane.presence_types import Who, check_user
@@ -152,7 +157,7 @@ class Service:
                 return None
             except TokenExpiredError:
                 raise TOKEN_EXPIRED.error() from None
-            except TokensUnavailableError:
+            except TokenCheckUnavailableError:
                 raise INTERNAL.error() from None
             accepted = Accepted(
                 user=claims.user or None,
@@ -179,7 +184,7 @@ class Service:
             raise NOT_AVAILABLE.error()
         try:
             claims = await _result(self._tokens.connect(token))
-        except TokensUnavailableError:
+        except TokenCheckUnavailableError:
             raise INTERNAL.error() from None
         except TokenExpiredError:
             await session.connection.close(Disconnect.EXPIRED, "connection expired")
@@ -208,7 +213,7 @@ class Service:
             raise TOKEN_EXPIRED.error() from None
         except InvalidTokenError:
             raise PERMISSION_DENIED.error() from None
-        except TokensUnavailableError:
+        except TokenCheckUnavailableError:
             raise INTERNAL.error() from None
 
     async def check(self, connection: Connection, action: Action, channel: str) -> None:

@@ -25,6 +25,7 @@ from backplane.centrifugal.codes import (
 from backplane.centrifugal.encoding import BadFrameError
 from backplane.centrifugal.expiry import expiry_fields, seconds_left
 from backplane.centrifugal.subscriptions import Recovery, Subscription
+from backplane.centrifugal.values import as_json
 from backplane.close_codes import CloseCode
 from backplane.errors import ClosedError
 
@@ -170,7 +171,7 @@ class Session:
 
     def message(self, data: str | bytes) -> str | bytes | None:
         """Return the push of what the application sends to this client alone."""
-        return self.encoding.push("", "message", {"data": self.encoding.embed(data)})
+        return self.encoding.push("", "message", {"data": self.encoding.embed(data, is_json=False)})
 
     def ping(self) -> str | bytes:
         """Return a ping, whose answer is expected."""
@@ -299,7 +300,7 @@ class Session:
             return None
         result: dict[str, Any] = {"client": self.connection.id, "version": self._service.version}
         if accepted.data is not None:
-            result["data"] = self.encoding.embed_object(accepted.data)
+            result["data"] = as_json(self.encoding, accepted.data)
         if accepted.expires_at is not None:
             self.connection.expire_at(accepted.expires_at + _REFRESH_SECONDS)
             result |= expiry_fields(accepted.expires_at)
@@ -355,7 +356,7 @@ class Session:
         result = subscription.result(self.encoding)
         if permission is not None:
             if permission.data is not None:
-                result["data"] = self.encoding.embed_object(permission.data)
+                result["data"] = as_json(self.encoding, permission.data)
             if permission.expires_at is not None:
                 self._expire(subscription, permission.expires_at)
                 result |= expiry_fields(permission.expires_at)

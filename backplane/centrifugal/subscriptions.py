@@ -9,8 +9,10 @@ recovered: that is the truth, on every adapter.
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any, Final
 
+from backplane.errors import InvalidPositionError
 from backplane.fanout.subscriber_options import UNKNOWN
 from backplane.message import Position
 
@@ -27,6 +29,7 @@ __all__ = ["MOST_RECOVERED", "Recovery", "Subscription", "epoch_text", "position
 MOST_RECOVERED: Final = 300
 """Most publications that a subscribe reply gives back; a client that missed more is not recovered."""
 
+_EPOCH: Final = re.compile("[0-9a-f]{16}")
 _REJECTS_UNRECOVERED: Final = 2  # bit of `flag`: the application loads its state from elsewhere
 
 
@@ -166,12 +169,13 @@ def position_of(epoch: str, offset: int, newest: Position | None = None) -> Posi
         newest: A position of the channel as it is now.
     """
     if not epoch:
-        return None if newest is None else Position.from_compact(newest.epoch, offset)
+        data = b"" if newest is None else newest.epoch
+    else:
+        data = bytes.fromhex(epoch) if _EPOCH.fullmatch(epoch) else b""
     try:
-        data = bytes.fromhex(epoch)
-    except ValueError:
+        return Position.from_compact(data, offset)
+    except InvalidPositionError:
         return None
-    return Position.from_compact(data, offset) if len(data) == 8 and data.hex() == epoch else None
 
 
 def _offset(message: Message) -> int | None:
