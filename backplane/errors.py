@@ -24,6 +24,7 @@ __all__ = [
     "InvalidDataError",
     "InvalidMessageError",
     "InvalidPositionError",
+    "InvalidTokenError",
     "JoinRefusedError",
     "LifecycleError",
     "MissingDependencyError",
@@ -36,6 +37,8 @@ __all__ = [
     "RefusedError",
     "SlowConsumerError",
     "SubscribeError",
+    "TokenCheckUnavailableError",
+    "TokenExpiredError",
     "TooManyChannelsError",
     "TooManyConnectionsError",
     "TooManyPresentError",
@@ -245,6 +248,30 @@ class PermissionExpiredError(RefusedError):
     """The permission of a client (`expires_at`) had ended before the client was accepted.
 
     Raised by `connect` and `sse`. The client needs a new token.
+    """
+
+
+class TokenExpiredError(PermissionExpiredError):
+    """The token of a client has expired.
+
+    Raised by what checks tokens for the Centrifugal endpoint, `JwtTokens` or the application's own: the SDK then gets a
+    new token, and tries again.
+    """
+
+
+class InvalidTokenError(RefusedError):
+    """The token of a client is not valid, or not for what it is used for. It never holds the token.
+
+    Raised by what checks tokens for the Centrifugal endpoint, `JwtTokens` or the application's own. A client that
+    connects with it is closed and stays away; a subscription is refused, and the client goes on without it.
+    """
+
+
+class TokenCheckUnavailableError(BackplaneError):
+    """A token cannot be checked at the moment: the keys of its issuer cannot be fetched, a service does not answer.
+
+    Raised by what checks tokens for the Centrifugal endpoint, `JwtTokens` or the application's own: the SDK tries
+    again, with a pause that grows.
     """
 
 
