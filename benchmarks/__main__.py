@@ -74,6 +74,9 @@ def scenario(  # one for each option
     handed_over: Annotated[
         bool, typer.Option("--handed-over", help="Measure with clients that are handed over too, on the lane.")
     ] = False,
+    sdk: Annotated[
+        bool, typer.Option("--sdk", help="Measure with clients of the Centrifugal client protocol too, handed over.")
+    ] = False,
     floors: Annotated[
         bool, typer.Option("--floors", help="Measure the floors too: the least that one write per message costs.")
     ] = False,
@@ -133,6 +136,7 @@ def scenario(  # one for each option
         lane=lane,
         only_lane=only_lane,
         handed_over=handed_over,
+        sdk=sdk,
         floors=floors,
         competitors=competitors,
         serving=serving(server, workers, loop),
