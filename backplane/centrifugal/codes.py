@@ -63,7 +63,7 @@ class CommandError(Exception):
     """
 
     def __init__(self, code: int, message: str, *, temporary: bool = False) -> None:
-        if isinstance(code, bool) or not isinstance(code, int) or code not in _OF_APPLICATIONS:  # pyright: ignore[reportUnnecessaryIsInstance]
+        if isinstance(code, bool) or code not in _OF_APPLICATIONS:
             raise ConfigurationError(f"the code of an error of the application is 400 to 1999, not {code!r:.100}")
         super().__init__(message)
         self.code: int = code

@@ -133,7 +133,8 @@ class Centrifugal:
         native_pings = websocket.query_params.get("cf_ws_frame_ping_pong") == "true"
         options["limits"] = self._limits(options.get("limits") or self._backplane.limits, native_pings)
         session = Session(self._service, encoding, native_pings=native_pings)
-        scope = cast("ConnectionScope", self._backplane.connect(websocket, subprotocol=subprotocol, **options))
+        options["subprotocol"] = subprotocol
+        scope = cast("ConnectionScope", self._backplane.connect(websocket, **options))
         scope.speak(session)
         session.identify = scope.identify
         await scope.serve(on_open=session.opened, on_message=session.received, on_close=session.closed)

@@ -93,6 +93,16 @@ class Accepted:
     channels: Sequence[str] = ()
     expires_at: float | None = None
 
+    def over(self, other: Accepted) -> Accepted:
+        """Return this, with what `other` states where this states nothing."""
+        return Accepted(
+            user=self.user if self.user is not None else other.user,
+            info=self.info if self.info is not None else other.info,
+            data=self.data if self.data is not None else other.data,
+            channels=self.channels or other.channels,
+            expires_at=self.expires_at if self.expires_at is not None else other.expires_at,
+        )
+
 
 Permit = "Callable[[Connection, Action, str], bool | Awaitable[bool]]"
 OnConnect = "Callable[[Connection, ConnectRequest], Accepted | None | Awaitable[Accepted | None]]"
@@ -167,10 +177,12 @@ class Service:
                 expires_at=claims.expires_at,
             )
         if self.on_connect is not None:
-            accepted = await _result(self.on_connect(session.connection, request)) or accepted
+            decided: Accepted | None = await _result(self.on_connect(session.connection, request))
+            if decided is not None:
+                accepted = decided.over(accepted)
         if accepted.user is not None:
             check_user(accepted.user)
-            await session.identify(Who(user=accepted.user, info=accepted.info))
+            await session.name_user(Who(user=accepted.user, info=accepted.info))
         return accepted
 
     async def refresh(self, session: Session, token: str) -> float | None:

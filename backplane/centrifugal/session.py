@@ -16,6 +16,7 @@ from backplane.centrifugal.codes import (
     BAD_REQUEST,
     INTERNAL,
     PERMISSION_DENIED,
+    TOO_MANY_REQUESTS,
     UNRECOVERABLE_POSITION,
     Disconnect,
     Unsubscribe,
@@ -27,6 +28,7 @@ from backplane.centrifugal.expiry import expiry_fields, seconds_left
 from backplane.centrifugal.subscriptions import Recovery, Subscription
 from backplane.centrifugal.values import as_json
 from backplane.close_codes import CloseCode
+from backplane.connection.receiver import bucket_of
 from backplane.errors import ClosedError
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from backplane.connection.connection import Connection
     from backplane.connection.driver import ConnectionDriver
     from backplane.connection.envelope import EnvelopeFunction
+    from backplane.connection.rate import TokenBucket
     from backplane.fanout.batch import Batch
     from backplane.message import Gap, Joined
     from backplane.presence_types import Who
@@ -73,6 +76,7 @@ class Session:
 
     __slots__ = (
         "_awaits_pong",
+        "_bucket",
         "_driver",
         "_joining",
         "_native_pings",
@@ -83,6 +87,7 @@ class Session:
         "_stale",
         "_state",
         "_subscriptions",
+        "_user",
         "connection",
         "encoding",
         "held",
@@ -106,6 +111,8 @@ class Session:
         self._permits: asyncio.Lock | None = None
         self._awaits_pong = False
         self._stale: asyncio.TimerHandle | None = None
+        self._user: str | None = None
+        self._bucket: TokenBucket | None = None
 
     # --- the connection: backplane.connection.client_protocol ---
 
@@ -187,6 +194,8 @@ class Session:
     def opened(self, connection: Connection) -> None:
         """Wait for the connect command."""
         self.connection = connection
+        assert self._driver is not None
+        self._bucket = bucket_of(self._driver.policy.limits)
         self._stale = asyncio.get_running_loop().call_later(_STALE_SECONDS, self._close_soon, Disconnect.STALE, "stale")
 
     def closed(self, _: Connection) -> None:
@@ -224,8 +233,12 @@ class Session:
         handler = self._handlers.get(command.name)
         if handler is None or not (command.id or command.name == "send"):
             return False
-        if command.name in _OF_CHANNELS and not command.body.get("channel"):
-            return False
+        if command.oversized:
+            self._reply_error(command, BAD_REQUEST)
+            return True
+        if self._bucket is not None and not self._bucket.take(asyncio.get_running_loop().time()):
+            self._reply_error(command, TOO_MANY_REQUESTS)
+            return True
         while self._running >= _MOST_RUNNING:
             self._room = self._room or asyncio.get_running_loop().create_future()
             await asyncio.wait([self._room])
@@ -235,8 +248,17 @@ class Session:
 
     @property
     def user(self) -> str | None:
-        """The user of the client, from the handler of the endpoint or from its token."""
-        return None if self._driver is None else self._driver.user
+        """The user of the client, from its token or a hook, or from the handler of the endpoint."""
+        return self._user or (None if self._driver is None else self._driver.user)
+
+    async def name_user(self, who: Who) -> None:
+        """Take the user of the client, which its token or a hook names.
+
+        Raises:
+            TooManyConnectionsError: The user has as many connections as are allowed.
+        """
+        self._user = who.user
+        await self.identify(who)
 
     @property
     def _handlers(self) -> Mapping[str, Callable[[Command], Awaitable[Mapping[str, Any] | None]]]:
@@ -376,7 +398,6 @@ class Session:
         channel = command.body["channel"]
         while (joining := self._joining.get(channel)) is not None:
             await asyncio.wait([joining])
-            await asyncio.sleep(0)  # the reply of the subscribe is sent first
         subscription = self._subscriptions.get(channel)
         if subscription is not None and not subscription.is_server_side:
             self._leave(channel)
@@ -409,7 +430,7 @@ class Session:
     async def _rpc(self, command: Command) -> Mapping[str, Any]:
         body = command.body
         data = await self._service.rpcs.call(body.get("method", ""), self.connection, body.get("data", b""))
-        return {"data": data}
+        return {"data": self.encoding.embed(data, is_json=True)}
 
     async def _send(self, command: Command) -> None:
         await self._service.message(self.connection, command.body.get("data", b""))
@@ -473,9 +494,9 @@ class Session:
             self._push_unsubscribe(subscription.channel, code, reason)
 
     def _leave(self, channel: str) -> None:
-        assert self._driver is not None
         self._remove(channel)
-        self._driver.leave_now(channel)
+        if self._driver is not None:
+            self._driver.leave_now(channel)
 
     def _remove(self, channel: str) -> Subscription | None:
         subscription = self._subscriptions.pop(channel, None)
@@ -511,5 +532,3 @@ class Session:
         if self._driver is not None:
             self._driver.closing.close(code, reason)
 
-
-_OF_CHANNELS: Final = frozenset({"subscribe", "unsubscribe", "publish", "presence", "presence_stats", "history"})

@@ -115,8 +115,9 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
 
         Raises:
             TooManyConnectionsError: The user has as many connections as `max_connections_per_user`.
-            ConfigurationError: There is no presence.
         """
+        if self._runtime.cluster is None:  # there is no presence, and commands are not applied
+            return
         self._driver.identify(self._runtime.attendance(who))
         self._runtime.clients.identify(self._driver)
         await self._runtime.admit(self._driver, self._driver.policy.limits)
