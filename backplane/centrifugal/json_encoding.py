@@ -174,7 +174,8 @@ def _read(message: MessageType, value: object) -> dict[str, Any]:
 def _read_map(kind: Kind | MessageType, value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadFrameError("a map that is not an object")
-    return {key: _read_value(kind, item) for key, item in cast("dict[str, object]", value).items()}
+    items = cast("dict[str, object]", value).items()
+    return {key: _read_value(kind, item) for key, item in items if item is not None}
 
 
 def _read_value(kind: Kind | MessageType, value: object) -> Any:
@@ -195,8 +196,7 @@ def _read_value(kind: Kind | MessageType, value: object) -> Any:
 
 
 def _write(message: MessageType, body: Mapping[str, Any]) -> str:
-    if not body.keys() <= message.by_name.keys():
-        raise KeyError(f"unknown fields: {body.keys() - message.by_name.keys()}")
+    message.check_names(body.keys())
     members: list[str] = []
     for field in message.fields:
         value = body.get(field.name)

@@ -118,7 +118,9 @@ class ProtobufEncoding:
 
 def message_of(message: MessageType, body: Mapping[str, Any]) -> bytes:
     """Return the message of these fields, of which those that are `None`, 0 or empty are left out."""
-    return b"".join(_field_of(field, value) for field in message.fields if (value := body.get(field.name)) is not None)
+    message.check_names(body.keys())
+    fields = ((field, body.get(field.name)) for field in message.fields)
+    return b"".join(_field_of(field, value) for field, value in fields if value is not None)
 
 
 def _framed(reply: Mapping[str, Any]) -> bytes:

@@ -8,7 +8,10 @@ or writes. All fields may be absent, which means the same as 0, false and the em
 from __future__ import annotations
 
 from enum import Enum
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
 
 __all__ = [
     "CHANNEL_COMMANDS",
@@ -89,6 +92,11 @@ class MessageType:
         self.fields = fields
         self.by_name = {field.name: field for field in fields}
         self.by_number = {field.number: field for field in fields}
+
+    def check_names(self, names: AbstractSet[str]) -> None:
+        """Raise a `KeyError` if the message does not have all these fields, which is a fault of the writer."""
+        if not names <= self.by_name.keys():
+            raise KeyError(f"unknown fields: {sorted(names - self.by_name.keys())}")
 
 
 CLIENT_INFO: Final = MessageType(
