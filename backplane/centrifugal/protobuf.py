@@ -83,7 +83,7 @@ class ProtobufEncoding:
     ) -> bytes:
         """See `Encoding`."""
         content = self.embed(data, is_json)
-        pub = b"".join((b"\x22", _varint_of(len(content)), content))
+        pub = b"".join((b"\x22", _varint_of(len(content)), content)) if content else b""
         if info is not None:
             pub += _delimited(5, message_of(CLIENT_INFO, info))
         if offset:

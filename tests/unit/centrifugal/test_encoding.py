@@ -66,7 +66,10 @@ def test_commands_of_sdks_are_read(recorded: Recorded) -> None:
     assert ENCODINGS[recorded.encoding].decode(recorded.frame) == expected
 
 
-@pytest.mark.parametrize("recorded", [each for each in RECORDED if not each.from_client], ids=by_name)
+# In the scenario "compact" the server numbers its channels, which this one never does.
+@pytest.mark.parametrize(
+    "recorded", [each for each in RECORDED if not each.from_client and "-compact:" not in each.name], ids=by_name
+)
 def test_frames_of_the_reference_server_are_written(recorded: Recorded) -> None:
     """What the reference server sent is written the same: byte by byte in Protobuf, the same values in JSON."""
     encoding = ENCODINGS[recorded.encoding]
@@ -236,9 +239,9 @@ def bodies(message: MessageType, required: str = "") -> st.SearchStrategy[dict[s
 
 
 COMMANDS = st.sampled_from([field for field in COMMAND.fields if field.name != "id"]).flatmap(
-    lambda field: st.builds(
-        Command, st.integers(1, (1 << 32) - 1), st.just(field.name), bodies(_message(field.kind), "channel")
-    )
+    lambda field: st.tuples(
+        st.integers(1, (1 << 32) - 1), st.just(field.name), bodies(_message(field.kind), "channel")
+    ).map(lambda parts: Command(*parts))
 )
 
 
