@@ -297,14 +297,8 @@ def micro(
     rounds: int = typer.Option(30, min=3, help="Rounds per figure; the median is shown."),
 ) -> None:
     """Measure the parts by themselves, each beside a bare loop that does only the necessary work."""
-    from benchmarks.micro import (
-        asgi,
-        centrifugal,
-        codec,
-        excludes,
-        fanout,
-        import_time,
-    )  # imported where it is measured
+    # Imported where they are measured.
+    from benchmarks.micro import asgi, centrifugal, codec, excludes, fanout, import_time
 
     console.print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, one process")
     with console.status("codec"):

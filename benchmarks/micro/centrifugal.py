@@ -1,4 +1,4 @@
-"""The Centrifugal client protocol: what one message costs to encode, once for all clients of a worker, and a command."""
+"""The Centrifugal client protocol: a message, encoded once for all clients of a worker, and a command, decoded."""
 
 from __future__ import annotations
 
