@@ -245,7 +245,7 @@ def _skip(data: bytes, key: int, position: int, end: int) -> int:
 
 
 def _read_length(data: bytes, position: int, end: int) -> tuple[int, int]:
-    """Return where that of which the length is there starts and ends."""
+    """Return where what follows its length starts and ends. Nothing is allocated before the length is checked."""
     length, start = _read_varint(data, position, end)
     if length > end - start:
         raise BadFrameError("a length beyond the end")

@@ -42,7 +42,7 @@ class Kind(Enum):
     UINT64 = "uint64"
 
 
-RANGES: Final = {
+RANGES: Final[dict[Kind | MessageType, range]] = {
     Kind.INT32: range(-(1 << 31), 1 << 31),
     Kind.INT64: range(-(1 << 63), 1 << 63),
     Kind.UINT32: range(1 << 32),
