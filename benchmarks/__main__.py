@@ -301,11 +301,14 @@ def micro(
     rounds: int = typer.Option(30, min=3, help="Rounds per figure; the median is shown."),
 ) -> None:
     """Measure the parts by themselves, each beside a bare loop that does only the necessary work."""
-    from benchmarks.micro import asgi, codec, excludes, fanout, import_time  # imported where it is measured
+    # Imported where they are measured.
+    from benchmarks.micro import asgi, centrifugal, codec, excludes, fanout, import_time
 
     console.print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, one process")
     with console.status("codec"):
         show("Codec, 128 bytes", codec.run(rounds))
+    with console.status("Centrifugal client protocol"):
+        show("Publication of 128 bytes for SDK clients, once per message and encoding", centrifugal.run(rounds))
     with console.status("fan-out"):
         show(f"Fan-out of one message of 128 bytes to {sockets:,} sockets, per delivery", fanout.run(sockets, rounds))
     with console.status("excludes"):

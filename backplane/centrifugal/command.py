@@ -12,8 +12,8 @@ MAX_COMMAND_BYTES: Final = 64 * 1024
 """Longest command that is executed, in bytes as it was sent."""
 
 MAX_COMMANDS: Final = 10_000
-"""Most commands of one frame. A client that comes back subscribes to all its channels in one frame, of which 1 MiB holds
-fewer than this; of the shortest commands, which no SDK sends, it would hold more than 100,000."""
+"""Most commands of one frame. A client that comes back subscribes to all its channels in one frame: 1 MiB holds less
+than this many subscribes with a position, but more than 100,000 of the shortest commands, which no SDK sends."""
 
 
 class BadFrameError(Exception):

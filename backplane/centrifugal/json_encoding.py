@@ -108,7 +108,7 @@ class JsonEncoding:
     ) -> dict[str, Any]:
         """See `Encoding`."""
         content, tags = _content(data, is_json, tags)
-        return {"data": content.encode("utf-8", "replace"), "info": info, "offset": offset, "tags": tags}
+        return {"data": content.encode(), "info": info, "offset": offset, "tags": tags}
 
     def join(self, frames: Sequence[Any]) -> str:
         """See `Encoding`."""
@@ -116,7 +116,7 @@ class JsonEncoding:
 
     def embed(self, data: str | bytes, is_json: bool) -> bytes:
         """See `Encoding`."""
-        return _content(data, is_json, None)[0].encode("utf-8", "replace")
+        return _content(data, is_json, None)[0].encode()
 
 
 def _parse(text: str) -> tuple[Any, str]:
@@ -140,11 +140,7 @@ def _parse(text: str) -> tuple[Any, str]:
     return from_json(text, allow_inf_nan=False, cache_strings="keys"), text
 
 
-def _content(
-    data: str | bytes,
-    is_json: bool,
-    tags: Mapping[str, str] | None,
-) -> tuple[str, Mapping[str, str] | None]:
+def _content(data: str | bytes, is_json: bool, tags: Mapping[str, str] | None) -> tuple[str, Mapping[str, str] | None]:
     """Return the JSON text, in one line, that stands for `data`, and the tags of a publication that has it."""
     if isinstance(data, bytes):
         if not is_json:
@@ -153,7 +149,7 @@ def _content(
     try:
         _, text = _parse(data)
     except ValueError:
-        return _quote(data), tags
+        return _text(data), tags
     return text.translate(_LINE_BREAKS) if "\n" in text or "\r" in text else text, tags
 
 
@@ -174,7 +170,8 @@ def _read(message: MessageType, value: object) -> dict[str, Any]:
 def _read_map(kind: Kind | MessageType, value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadFrameError("a map that is not an object")
-    return {key: _read_value(kind, item) for key, item in cast("dict[str, object]", value).items()}
+    items = cast("dict[str, object]", value).items()
+    return {key: _read_value(kind, item) for key, item in items if item is not None}
 
 
 def _read_value(kind: Kind | MessageType, value: object) -> Any:
@@ -184,7 +181,7 @@ def _read_value(kind: Kind | MessageType, value: object) -> Any:
         try:
             return _compact(value).encode()
         except (ValueError, RecursionError):
-            raise BadFrameError("a number beyond a double") from None
+            raise BadFrameError("a number beyond a double, or data nested too deep") from None
     integers = RANGES.get(kind)
     if integers is not None:
         if type(value) is not int or value not in integers:
@@ -195,8 +192,7 @@ def _read_value(kind: Kind | MessageType, value: object) -> Any:
 
 
 def _write(message: MessageType, body: Mapping[str, Any]) -> str:
-    if not body.keys() <= message.by_name.keys():
-        raise KeyError(f"unknown fields: {body.keys() - message.by_name.keys()}")
+    message.check_names(body.keys())
     members: list[str] = []
     for field in message.fields:
         value = body.get(field.name)
@@ -226,6 +222,6 @@ def _write_value(kind: Kind | MessageType, value: Any) -> str:
 
 
 def _text(value: str) -> str:
-    """Return a text of the application as a JSON string. A lone surrogate, which no frame can hold, becomes `?`."""
+    """Return a text as a JSON string. A lone surrogate that is not escaped, which no frame can hold, becomes `?`."""
     quoted = _quote(value)
     return quoted if quoted.isascii() else quoted.encode("utf-8", "replace").decode()

@@ -83,7 +83,7 @@ class ProtobufEncoding:
     ) -> bytes:
         """See `Encoding`."""
         content = self.embed(data, is_json)
-        pub = b"".join((b"\x22", _varint_of(len(content)), content))
+        pub = b"".join((b"\x22", _varint_of(len(content)), content)) if content else b""
         if info is not None:
             pub += _delimited(5, message_of(CLIENT_INFO, info))
         if offset:
@@ -118,7 +118,9 @@ class ProtobufEncoding:
 
 def message_of(message: MessageType, body: Mapping[str, Any]) -> bytes:
     """Return the message of these fields, of which those that are `None`, 0 or empty are left out."""
-    return b"".join(_field_of(field, value) for field in message.fields if (value := body.get(field.name)) is not None)
+    message.check_names(body.keys())
+    fields = ((field, body.get(field.name)) for field in message.fields)
+    return b"".join(_field_of(field, value) for field, value in fields if value is not None)
 
 
 def _framed(reply: Mapping[str, Any]) -> bytes:
@@ -243,7 +245,7 @@ def _skip(data: bytes, key: int, position: int, end: int) -> int:
 
 
 def _read_length(data: bytes, position: int, end: int) -> tuple[int, int]:
-    """Return where that of which the length is there starts and ends."""
+    """Return where what follows its length starts and ends. Nothing is allocated before the length is checked."""
     length, start = _read_varint(data, position, end)
     if length > end - start:
         raise BadFrameError("a length beyond the end")

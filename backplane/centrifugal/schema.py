@@ -8,7 +8,10 @@ or writes. All fields may be absent, which means the same as 0, false and the em
 from __future__ import annotations
 
 from enum import Enum
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
 
 __all__ = [
     "CHANNEL_COMMANDS",
@@ -39,7 +42,7 @@ class Kind(Enum):
     UINT64 = "uint64"
 
 
-RANGES: Final = {
+RANGES: Final[dict[Kind | MessageType, range]] = {
     Kind.INT32: range(-(1 << 31), 1 << 31),
     Kind.INT64: range(-(1 << 63), 1 << 63),
     Kind.UINT32: range(1 << 32),
@@ -89,6 +92,11 @@ class MessageType:
         self.fields = fields
         self.by_name = {field.name: field for field in fields}
         self.by_number = {field.number: field for field in fields}
+
+    def check_names(self, names: AbstractSet[str]) -> None:
+        """Raise a `KeyError` if the message does not have all these fields, which is a fault of the writer."""
+        if not names <= self.by_name.keys():
+            raise KeyError(f"unknown fields: {sorted(names - self.by_name.keys())}")
 
 
 CLIENT_INFO: Final = MessageType(

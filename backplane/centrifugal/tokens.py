@@ -33,6 +33,9 @@ _PUBLIC_KEY: Final = frozenset({
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES256K", "ES384", "ES512", "EdDSA",
 })  # fmt: skip
 
+# PyJWT looks at each character of a token before it checks the signature, 40 ns each.
+_MAX_CHARACTERS: Final = 16_384
+
 # `exp` is checked here: PyJWT rounds it, and takes the text "1" and `true` for a number.
 _OPTIONS: Final[Any] = {"verify_exp": False, "enforce_minimum_key_length": True}
 
@@ -121,8 +124,8 @@ class JwtTokens:
       one connection alone; `info`, `data` as in `SubscribeClaims`.
 
     Other claims are ignored. The signature is checked first, by an algorithm that is allowed here, never by one that
-    only the token names. A token with a claim of the wrong type is invalid. No error, log line or `repr` holds a token
-    or a key.
+    only the token names. A token with a claim of the wrong type is invalid, and so is one of more than 16,384
+    characters. No error, log line or `repr` holds a token or a key.
 
     Args:
         key: A secret, for `HS256`, `HS384` and `HS512`; or a public key in PEM, or the URL of a JWKS (`https://...`) of
@@ -161,11 +164,10 @@ class JwtTokens:
         is_url = isinstance(key, str) and key.startswith(("https://", "http://"))
         if is_url and not _HMAC.isdisjoint(algorithms):
             raise ConfigurationError(f"a JWKS holds public keys, which {', '.join(algorithms)} cannot be checked with")
-        for algorithm in algorithms:
-            _check_key(None if is_url else key, algorithm)
         self._jwt = jwt.PyJWT()
         self._key_set = KeySet(str(key)) if is_url else None
-        self._key = key
+        prepared = [] if is_url else [_prepared(key, algorithm) for algorithm in algorithms]
+        self._key: Any = prepared[0] if prepared else None  # alike for all algorithms of one kind
         self._algorithms = list(algorithms)
         self._audience = _names("audience", audience)
         self._issuer = _names("issuer", issuer)
@@ -200,6 +202,8 @@ class JwtTokens:
 
     async def _claims(self, token: str) -> dict[str, Any]:
         """Return the claims of a token whose signature, `nbf`, `iat`, `aud` and `iss` are right."""
+        if len(token) > _MAX_CHARACTERS:
+            raise InvalidTokenError(f"the token is longer than {_MAX_CHARACTERS:,} characters")
         try:
             return self._jwt.decode(
                 token,
@@ -280,6 +284,8 @@ def _names(option: str, value: str | Sequence[str] | None) -> list[str] | None:
 
 
 def _check_algorithms(algorithms: Sequence[str]) -> None:
+    import jwt
+
     unknown = [name for name in algorithms if name not in _HMAC | _PUBLIC_KEY]
     if unknown or not algorithms or isinstance(algorithms, str):
         known = ", ".join(sorted(_HMAC | _PUBLIC_KEY))
@@ -289,33 +295,38 @@ def _check_algorithms(algorithms: Sequence[str]) -> None:
             "algorithms are all for a secret (HS...) or all for public keys: with both, a token could be signed with "
             "the public key in place of the secret"
         )
-
-
-def _check_key(key: str | bytes | None, algorithm: str) -> None:
-    """Check that the algorithm is available, and that `key`, where there is one, is of its kind and long enough."""
-    import jwt
-
     try:
-        checker = jwt.get_algorithm_by_name(algorithm)
+        for name in algorithms:
+            jwt.get_algorithm_by_name(name)
     except NotImplementedError as error:
         raise _missing(error) from error
-    if key is None:
-        return
+
+
+def _prepared(key: str | bytes, algorithm: str) -> Any:
+    """Return a key in the form in which it is used, which takes as long to make as a signature to check.
+
+    Raises:
+        ConfigurationError: It is not of the algorithm's kind, or not long enough.
+    """
+    import jwt
+
+    checker = jwt.get_algorithm_by_name(algorithm)
     try:
-        is_private = "PRIVATE KEY" in (key.decode("latin-1") if isinstance(key, bytes) else key)
-        prepared = checker.prepare_key(key)
-        weakness = checker.check_key_length(prepared)
-    except Exception:
-        is_private, weakness = False, ""
-    if algorithm in _HMAC and weakness is not None:
+        prepared: Any = checker.prepare_key(key)
+        text = key if isinstance(key, str) else key.decode("latin-1")
+        is_usable = checker.check_key_length(prepared) is None and "PRIVATE KEY" not in text
+    except Exception:  # each algorithm has errors of its own for what is no key
+        prepared, is_usable = None, False
+    if is_usable:
+        return prepared
+    if algorithm in _HMAC:
         raise ConfigurationError(
             f"the key is none for {algorithm}: a secret of {int(algorithm[2:]) // 8} random bytes or more, as "
             "secrets.token_hex(64) returns; a public key needs algorithms of its own, as in algorithms=('RS256',)"
         )
-    if weakness is not None or is_private:
-        raise ConfigurationError(
-            f"the key is none for {algorithm}: a public key of that kind in PEM, RSA of 2048 bits or more"
-        )
+    raise ConfigurationError(
+        f"the key is none for {algorithm}: a public key of that kind in PEM, RSA of 2048 bits or more"
+    )
 
 
 def _missing(error: Exception) -> MissingDependencyError:
