@@ -278,7 +278,7 @@ class Service:
             raise NOT_AVAILABLE.error()
         limit, reverse = request.get("limit", 0), request.get("reverse") is True
         top = (await self._backplane.history(channel, limit=1)).position
-        result = {"epoch": epoch_text(top), "offset": top.compact or 0, "publications": list[Mapping[str, Any]]()}
+        result: dict[str, Any] = {"epoch": epoch_text(top), "offset": top.compact or 0, "publications": []}
         if limit == 0:
             return result
         most = _MOST_LISTED if limit < 0 else min(limit, _MOST_LISTED)

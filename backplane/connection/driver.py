@@ -597,8 +597,6 @@ class ConnectionDriver(BaseSubscriber):
         is_read = self.receiver.is_waiting if lane is None else lane.reading
         if is_read and (timers.last_received_at if lane is None else lane.last_received_at) < pinged_at:
             self.limit_exceeded(CloseCode.SILENT, "no answer to a ping")
-            if lane is not None:
-                lane.abort()
 
     # --- a slow client, and the log ---
 

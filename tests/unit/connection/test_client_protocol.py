@@ -122,7 +122,7 @@ async def test_what_a_join_gives_back(world: World) -> None:
     world.keeping_hub.keep("kept", "1")
     world.keeping_hub.keep("kept", "2")
     connection, socket, protocol = await speaking(world)
-    await connection.join("kept")
+    await connection.join("kept", rewind=2)
     assert protocol.events[1:] == [["1", "2"]]
     assert socket.sent == []
 
@@ -184,7 +184,8 @@ async def test_pings(lane_world: World) -> None:
     beat(connection, 20)
     beat(connection, 24)
     await until_idle()
-    assert (len(socket.sent), lane.aborted, what_happened(policy)) == (2, True, {"closed_silent": 1})
+    assert (socket.sent, what_happened(policy)) == (["ping"] * 2, {"closed_silent": 1})
+    assert socket.closed == [(4511, "no answer to a ping!")]
 
 
 async def test_pings_without_a_lane(plain_world: World) -> None:
