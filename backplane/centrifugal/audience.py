@@ -6,8 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from backplane.centrifugal.encoding import JSON, PROTOBUF
-from backplane.errors import BackplaneError
 from backplane.centrifugal.values import as_json
+from backplane.errors import BackplaneError
 from backplane.presence_types import PresenceSnapshot
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ Source: centrifugal.dev, "Server error and disconnect codes". A client comes bac
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from backplane.close_codes import CloseCode
 from backplane.connection.ending import TOO_SLOW
@@ -25,6 +25,9 @@ from backplane.errors import (
     TooManyChannelsError,
     TooManyPresentError,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = [
     "ALREADY_SUBSCRIBED",
@@ -126,8 +129,8 @@ class Disconnect(IntEnum):
     STALE = 3502
 
 
-# 1000 stays as it is, and so does what an application chooses.
-_CLOSE_FRAMES: Final = {
+# Not those of this package that have the same meaning to an SDK by their range, and that applications use.
+_CLOSE_FRAMES: Final[Mapping[int, tuple[int, str]]] = {
     CloseCode.INVALID_DATA: (3501, "bad request"),
     CloseCode.MESSAGE_TOO_BIG: (3501, "message too big"),
     CloseCode.INTERNAL_ERROR: (3004, "internal server error"),
@@ -138,7 +141,6 @@ _CLOSE_FRAMES: Final = {
     CloseCode.MAX_AGE: (3011, "reconnect"),
     CloseCode.SILENT: (3012, "no pong"),
     CloseCode.TOO_MANY_MESSAGES: (3013, "too many requests"),
-    CloseCode.FORBIDDEN: (3507, "permission denied"),
     CloseCode.TOO_MANY_CHANNELS: (3505, "channel limit"),
 }
 
@@ -158,7 +160,7 @@ def close_frame(code: int, reason: str) -> tuple[int, str]:
 
 def _without_json(reason: str) -> str:
     """Return a reason that no SDK takes for JSON, which means advice to it: words, that is."""
-    return reason if not reason or reason[0].isalpha() and reason not in _JSON_WORDS else f"reason: {reason}"
+    return reason if not reason or (reason[0].isalpha() and reason not in _JSON_WORDS) else f"reason: {reason}"
 
 
 _KNOWN: Final = frozenset(int(code) for code in CloseCode)

@@ -1,10 +1,10 @@
 """`Centrifugal`: the endpoint for official SDKs, over the channels of a `Backplane`.
 
-    centrifugal = Centrifugal(backplane, tokens=JwtTokens(SECRET))
+centrifugal = Centrifugal(backplane, tokens=JwtTokens(SECRET))
 
-    @app.websocket("/connection/websocket")
-    async def connection(websocket: WebSocket) -> None:
-        await centrifugal.serve(websocket)
+@app.websocket("/connection/websocket")
+async def connection(websocket: WebSocket) -> None:
+    await centrifugal.serve(websocket)
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from backplane.centrifugal.codes import (
     PERMISSION_DENIED,
     TOKEN_EXPIRED,
     UNRECOVERABLE_POSITION,
-    CommandError,
     Disconnect,
 )
 from backplane.centrifugal.encoding import JSON, PROTOBUF
@@ -81,7 +80,7 @@ class Accepted:
     Attributes:
         user: Its user, for presence and for commands such as `disconnect(user=...)`; `None` where it has none.
         info: What is shown with the user, anything JSON.
-        data: What the client is answered, anything JSON; `None` for nothing.
+        data: What the client gets with the reply, anything JSON. Defaults to none.
         channels: The channels that the server subscribes it to.
         expires_at: When its permission runs out, in seconds since the epoch; `None`: never. The SDK renews it by a new
             token.
@@ -116,7 +115,7 @@ class Service:
         tokens: Reads tokens; with `None` there are none.
         ping_seconds: Between two pings.
         pong_seconds: How long a client may take to answer one.
-        version: What clients are told of the version of the application.
+        version: What clients receive as the version of the server.
 
     Attributes:
         rpcs: The registered RPCs.
@@ -319,7 +318,6 @@ class Service:
             return await self._backplane.present(channel)
         except ConfigurationError:
             raise NOT_AVAILABLE.error() from None
-
 
 
 _MOST_LISTED: Final = 1_000

@@ -339,19 +339,25 @@ class Session:
     async def _join_all(self, channels: Sequence[str], requests: Mapping[str, Any]) -> dict[str, Any]:
         """Join the channels that the server subscribes the client to."""
         found = [
-            Subscription(channel, await self._service.recovery(channel, requests.get(channel) or {}), is_server_side=True)
+            Subscription(
+                channel, await self._service.recovery(channel, requests.get(channel) or {}), is_server_side=True
+            )
             for channel in dict.fromkeys(channels)
         ]
         try:
             ends = await asyncio.gather(*map(self._join, found), return_exceptions=True)
-            for error in ends:
-                if error is not None:
-                    raise error
-        except BaseException:
-            for subscription in found:
-                self._leave(subscription.channel)
+        except asyncio.CancelledError:
+            self._leave_all(found)
             raise
+        for error in ends:
+            if error is not None:
+                self._leave_all(found)
+                raise error
         return {subscription.channel: subscription.result(self.encoding) for subscription in found}
+
+    def _leave_all(self, subscriptions: Sequence[Subscription]) -> None:
+        for subscription in subscriptions:
+            self._leave(subscription.channel)
 
     async def _subscribe(self, command: Command) -> Mapping[str, Any]:
         body = command.body
@@ -531,4 +537,3 @@ class Session:
     def _close_soon(self, code: int, reason: str) -> None:
         if self._driver is not None:
             self._driver.closing.close(code, reason)
-

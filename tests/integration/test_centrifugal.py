@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -98,7 +99,7 @@ async def serving(way: str, **options: Any) -> AsyncGenerator[Site]:
 
     @centrifugal.on_connect
     def on_connect(connection: Connection, request: ConnectRequest) -> Accepted | None:
-        if request.token == "refused":  # noqa: S105  # of a test
+        if request.token == "refused":  # of a test
             raise CommandError(400, "refused")
         return None
 
@@ -129,7 +130,7 @@ async def replies(client: ClientConnection, count: int = 1) -> list[Any]:
     return found
 
 
-async def connected(client: ClientConnection, token: str = "ann") -> Any:  # noqa: S107  # of a test
+async def connected(client: ClientConnection, token: str = "ann") -> Any:  # of a test
     """Connect, and return the result."""
     await client.send(json.dumps({"id": 1, "connect": {"token": token}}))
     (reply,) = await replies(client)
@@ -143,6 +144,14 @@ async def ask(client: ClientConnection, command_id: int, name: str, **body: Any)
     (reply,) = await replies(client)
     assert reply.pop("id") == command_id
     return reply
+
+
+async def closed(client: ClientConnection) -> None:
+    """Receive until the client is closed."""
+    with suppress(ConnectionClosed):
+        async with asyncio.timeout(WAIT_SECONDS):
+            while True:
+                await client.recv()
 
 
 async def test_connect(site: Site) -> None:
@@ -182,10 +191,7 @@ async def test_violations(site: Site, frames: list[str | bytes], code: int, reas
     async with site.client() as client:
         for frame in frames:
             await client.send(frame)
-        with pytest.raises(ConnectionClosed):
-            async with asyncio.timeout(WAIT_SECONDS):
-                while True:
-                    await client.recv()
+        await closed(client)
         assert (client.close_code, client.close_reason) == (code, reason)
 
 
@@ -344,9 +350,7 @@ async def test_more_is_missed_than_a_reply_gives_back(site: Site) -> None:
         await ask(client, 3, "unsubscribe", channel="rec:b")
         for number in range(301):
             await site.backplane.publish("rec:b", number)
-        lost = await ask(
-            client, 4, "subscribe", channel="rec:b", recover=True, epoch=subscribed["epoch"], offset=0
-        )
+        lost = await ask(client, 4, "subscribe", channel="rec:b", recover=True, epoch=subscribed["epoch"], offset=0)
         assert "publications" not in lost["subscribe"]
         assert "recovered" not in lost["subscribe"]
 
@@ -428,9 +432,7 @@ async def test_a_gap_of_a_server_side_subscription(site: Site) -> None:
         runtime = site.backplane._runtime
         assert runtime is not None
         runtime.hub.gaps.notify(_gap("rec:feed"))
-        with pytest.raises(ConnectionClosed):
-            async with asyncio.timeout(WAIT_SECONDS):
-                await client.recv()
+        await closed(client)
         assert (client.close_code, client.close_reason) == (3010, "insufficient state")
 
 
@@ -441,10 +443,7 @@ async def test_pings() -> None:
         for _ in range(2):
             assert await replies(client) == [{}]
             await client.send("{}")
-        with pytest.raises(ConnectionClosed):
-            async with asyncio.timeout(WAIT_SECONDS):
-                while True:
-                    await client.recv()
+        await closed(client)
         assert (client.close_code, client.close_reason) == (3012, "no pong")
 
 
@@ -464,9 +463,58 @@ async def test_the_worker_ends(site: Site) -> None:
     async with site.client() as client:
         await connected(client)
         site.server.stop()
-        with pytest.raises(ConnectionClosed):
-            await client.recv()
+        await closed(client)
         assert (client.close_code, client.close_reason) == (3001, "shutdown")
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "sent"),
+    [
+        (4000, "", (3010, "insufficient state")),
+        (4001, "", (3005, "connection expired")),
+        (1012, "restart", (3001, "shutdown")),
+        (1011, "", (3004, "internal server error")),
+        (4503, "banned", (4503, "banned")),
+        (4503, "", (4503, "forbidden")),
+        (4600, "7", (4600, "reason: 7")),
+        (4600, "true", (4600, "reason: true")),
+        (4600, '{"reconnect":true}', (4600, 'reason: {"reconnect":true}')),
+        (1000, "", (1000, "normal closure")),
+    ],
+)
+async def test_close_codes(site: Site, code: int, reason: str, sent: tuple[int, str]) -> None:
+    """The package's own codes are those of the protocol, an application's are as they are; no reason is JSON."""
+    async with site.client() as client:
+        result = await connected(client)
+        await site.backplane.disconnect(connection=result["client"], code=code, reason=reason)
+        await closed(client)
+        assert (client.close_code, client.close_reason) == sent
+
+
+async def test_damaged_frames(site: Site) -> None:
+    """Whatever a client sends costs its own connection at most."""
+    draw = random.Random(18)
+    commands = [
+        '{"id":2,"subscribe":{"channel":"rec:a","recover":true,"offset":7,"epoch":"0000000000000000"}}',
+        '{"id":3,"publish":{"channel":"a","data":{"n":[1,2,{"x":null}]}}}',
+        '{"id":4,"history":{"channel":"rec:a","limit":-1,"since":{"offset":1}}}',
+        '{"id":5,"rpc":{"method":"double","data":1}}',
+        '{"id":6,"sub_refresh":{"channel":"a","token":"x"}}',
+    ]
+    async with site.client() as other:
+        await connected(other)
+        for _ in range(150):
+            frame = list("\n".join(draw.sample(commands, 3)))
+            for _ in range(draw.randint(1, 4)):
+                place = draw.randrange(len(frame))
+                frame[place : place + draw.randint(0, 6)] = draw.choice(['"', "{", "[", "-1e999", "\u0000", "9" * 40, ","])
+            async with site.client() as client:
+                await connected(client)
+                await client.send("".join(frame))
+                with suppress(ConnectionClosed):
+                    await (await client.ping())
+            assert client.close_code in (1000, 3501)
+        assert await ask(other, 2, "rpc", method="double", data=21) == {"rpc": {"data": 42}}
 
 
 def _gap(channel: str) -> Any:

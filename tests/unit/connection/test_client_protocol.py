@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from backplane.connection.policy import ConnectionPolicy
 from backplane.connection.limits import Limits
+from backplane.connection.policy import ConnectionPolicy
 from backplane.message import Gap, Joined, Message
 from tests.unit.connection.world import World, bounded, finish, lane_of, received_from, what_happened
 from tests.unit.doubles import until_idle
