@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack, cast
 
+from backplane.centrifugal.client import SdkClient
 from backplane.centrifugal.encoding import JSON, PROTOBUF
 from backplane.centrifugal.service import Accepted, ConnectRequest, Service
-from backplane.centrifugal.session import Session
 from backplane.errors import ConfigurationError
 from backplane.option_checks import check_number
 
@@ -132,12 +132,12 @@ class Centrifugal:
         encoding, subprotocol = _encoding(websocket.scope["subprotocols"], websocket.query_params)
         native_pings = websocket.query_params.get("cf_ws_frame_ping_pong") == "true"
         options["limits"] = self._limits(options.get("limits") or self._backplane.limits, native_pings)
-        session = Session(self._service, encoding, native_pings=native_pings)
+        client = SdkClient(self._service, encoding, native_pings=native_pings)
         options["subprotocol"] = subprotocol
         scope = cast("ConnectionScope", self._backplane.connect(websocket, **options))
-        scope.speak(session)
-        session.identify = scope.identify
-        await scope.serve(on_open=session.opened, on_message=session.received, on_close=session.closed)
+        scope.speak(client)
+        client.identify = scope.identify
+        await scope.serve(on_open=client.opened, on_message=client.received, on_close=client.closed)
 
     def _limits(self, limits: Limits, native_pings: bool) -> Limits:
         """Return the limits of a client; those that have the same share them."""

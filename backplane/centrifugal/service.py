@@ -36,15 +36,15 @@ from backplane.presence_types import Who, check_user
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+    from backplane.centrifugal.client import SdkClient
     from backplane.centrifugal.encoding import Encoding
-    from backplane.centrifugal.session import Session
     from backplane.centrifugal.tokens import SubscribeClaims, Tokens
     from backplane.connection.connection import Connection
     from backplane.connection.envelope import EnvelopeFunction
     from backplane.core import Backplane
     from backplane.presence_types import PresenceView
 
-__all__ = ["Accepted", "ConnectRequest", "Permit", "Service"]
+__all__ = ["Accepted", "Action", "ConnectRequest", "Service"]
 
 logger: Final = logging.getLogger("backplane.centrifugal.service")
 
@@ -103,10 +103,6 @@ class Accepted:
         )
 
 
-Permit = "Callable[[Connection, Action, str], bool | Awaitable[bool]]"
-OnConnect = "Callable[[Connection, ConnectRequest], Accepted | None | Awaitable[Accepted | None]]"
-
-
 class Service:
     """What one endpoint offers.
 
@@ -144,7 +140,7 @@ class Service:
 
     # --- connect and its permission ---
 
-    async def accept(self, session: Session, body: Mapping[str, Any]) -> Accepted | None:
+    async def accept(self, client: SdkClient, body: Mapping[str, Any]) -> Accepted | None:
         """Decide about a client; `None` where its connection was closed.
 
         Raises:
@@ -158,11 +154,11 @@ class Service:
             headers=body.get("headers") or {},
         )
         accepted = Accepted()
-        if self._tokens is not None and (request.token or session.user is None):
+        if self._tokens is not None and (request.token or client.user is None):
             try:
                 claims = await _result(self._tokens.connect(request.token))
             except InvalidTokenError:
-                await session.connection.close(Disconnect.INVALID_TOKEN, "invalid token")
+                await client.connection.close(Disconnect.INVALID_TOKEN, "invalid token")
                 return None
             except TokenExpiredError:
                 raise TOKEN_EXPIRED.error() from None
@@ -176,15 +172,15 @@ class Service:
                 expires_at=claims.expires_at,
             )
         if self.on_connect is not None:
-            decided: Accepted | None = await _result(self.on_connect(session.connection, request))
+            decided: Accepted | None = await _result(self.on_connect(client.connection, request))
             if decided is not None:
                 accepted = decided.over(accepted)
         if accepted.user is not None:
             check_user(accepted.user)
-            await session.name_user(Who(user=accepted.user, info=accepted.info))
+            await client.name_user(Who(user=accepted.user, info=accepted.info))
         return accepted
 
-    async def refresh(self, session: Session, token: str) -> float | None:
+    async def refresh(self, client: SdkClient, token: str) -> float | None:
         """Return until when a new token permits the connection; `None`: it does not run out.
 
         Raises:
@@ -198,17 +194,17 @@ class Service:
         except TokenCheckUnavailableError:
             raise INTERNAL.error() from None
         except TokenExpiredError:
-            await session.connection.close(Disconnect.EXPIRED, "connection expired")
+            await client.connection.close(Disconnect.EXPIRED, "connection expired")
             raise ClosedError("the connection was closed") from None
         except InvalidTokenError:
-            await session.connection.close(Disconnect.INVALID_TOKEN, "invalid token")
+            await client.connection.close(Disconnect.INVALID_TOKEN, "invalid token")
             raise ClosedError("the connection was closed") from None
-        if session.user != (claims.user or None):  # the token of another user
-            await session.connection.close(Disconnect.INVALID_TOKEN, "invalid token")
+        if client.user != (claims.user or None):  # the token of another user
+            await client.connection.close(Disconnect.INVALID_TOKEN, "invalid token")
             raise ClosedError("the connection was closed")
         return claims.expires_at
 
-    async def may_subscribe(self, session: Session, channel: str, token: str) -> SubscribeClaims | None:
+    async def may_subscribe(self, client: SdkClient, channel: str, token: str) -> SubscribeClaims | None:
         """Read the token of a subscribe; `None` without one. `Backplane.authorize` is asked by the join, beside it.
 
         Raises:
@@ -218,7 +214,7 @@ class Service:
             return None
         try:
             return await _result(
-                self._tokens.subscribe(token, user=session.user or "", channel=channel, client=session.connection.id)
+                self._tokens.subscribe(token, user=client.user or "", channel=channel, client=client.connection.id)
             )
         except TokenExpiredError:
             raise TOKEN_EXPIRED.error() from None

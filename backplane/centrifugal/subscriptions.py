@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from backplane.fanout.batch import Batch
     from backplane.message import Joined, Message
 
-__all__ = ["MOST_RECOVERED", "Recovery", "Subscription", "epoch_text", "position_of", "publications"]
+__all__ = ["MOST_RECOVERED", "Recovery", "SdkSubscription", "epoch_text", "position_of", "publications"]
 
 MOST_RECOVERED: Final = 300
 """Most publications that a subscribe reply gives back; a client that missed more is not recovered."""
@@ -61,7 +61,7 @@ class Recovery:
             self.since = UNKNOWN if position is None else str(position)
 
 
-class Subscription:
+class SdkSubscription:
     """One channel of one client, from its subscribe on.
 
     Attributes:
@@ -96,7 +96,7 @@ class Subscription:
         self.joined: Joined | None = None
         self.missed: Batch | None = None
         self.expiry: TimerHandle | None = None
-        self.on_turn: Callable[[Subscription], None] | None = None
+        self.on_turn: Callable[[SdkSubscription], None] | None = None
         self.turn: int | None = None
 
     def turn_has_come(self) -> None:

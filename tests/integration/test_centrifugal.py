@@ -507,7 +507,9 @@ async def test_damaged_frames(site: Site) -> None:
             frame = list("\n".join(draw.sample(commands, 3)))
             for _ in range(draw.randint(1, 4)):
                 place = draw.randrange(len(frame))
-                frame[place : place + draw.randint(0, 6)] = draw.choice(['"', "{", "[", "-1e999", "\u0000", "9" * 40, ","])
+                frame[place : place + draw.randint(0, 6)] = draw.choice(
+                    ['"', "{", "[", "-1e999", "\u0000", "9" * 40, ","]
+                )
             async with site.client() as client:
                 await connected(client)
                 await client.send("".join(frame))

@@ -25,7 +25,7 @@ from backplane.centrifugal.codes import (
 )
 from backplane.centrifugal.encoding import BadFrameError
 from backplane.centrifugal.expiry import expiry_fields, seconds_left
-from backplane.centrifugal.subscriptions import Recovery, Subscription
+from backplane.centrifugal.subscriptions import Recovery, SdkSubscription
 from backplane.centrifugal.values import as_json
 from backplane.close_codes import CloseCode
 from backplane.connection.receiver import bucket_of
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from backplane.message import Gap, Joined
     from backplane.presence_types import Who
 
-__all__ = ["Session"]
+__all__ = ["SdkClient"]
 
-logger: Final = logging.getLogger("backplane.centrifugal.session")
+logger: Final = logging.getLogger("backplane.centrifugal.client")
 
 # An SDK waits 5 s for a reply, and then drops the connection.
 _COMMAND_SECONDS: Final = 4.0
@@ -58,7 +58,7 @@ _MOST_RUNNING: Final = 1_024
 _REFRESH_SECONDS: Final = 25.0
 
 
-class Session:
+class SdkClient:
     """One client. It is the `ClientProtocol` of its connection.
 
     Args:
@@ -103,7 +103,7 @@ class Session:
         self._native_pings = native_pings
         self._driver: ConnectionDriver | None = None
         self._state = "new"  # then "refused" or "connected"
-        self._subscriptions: dict[str, Subscription] = {}
+        self._subscriptions: dict[str, SdkSubscription] = {}
         self.held: dict[str, list[Batch] | None] = {}
         self._joining: dict[str, asyncio.Future[None]] = {}
         self._running = 0
@@ -139,7 +139,7 @@ class Session:
         """Take the notice of a join: of a subscribe, or of a command of the application for this connection."""
         subscription = self._subscriptions.get(joined.channel)
         if subscription is None:
-            subscription = Subscription(joined.channel, Recovery({}), is_server_side=True)
+            subscription = SdkSubscription(joined.channel, Recovery({}), is_server_side=True)
             self._subscriptions[joined.channel] = subscription
             self.held[joined.channel] = []
             asyncio.get_running_loop().call_soon(self._announce, subscription)
@@ -339,7 +339,7 @@ class Session:
     async def _join_all(self, channels: Sequence[str], requests: Mapping[str, Any]) -> dict[str, Any]:
         """Join the channels that the server subscribes the client to."""
         found = [
-            Subscription(
+            SdkSubscription(
                 channel, await self._service.recovery(channel, requests.get(channel) or {}), is_server_side=True
             )
             for channel in dict.fromkeys(channels)
@@ -355,7 +355,7 @@ class Session:
                 raise error
         return {subscription.channel: subscription.result(self.encoding) for subscription in found}
 
-    def _leave_all(self, subscriptions: Sequence[Subscription]) -> None:
+    def _leave_all(self, subscriptions: Sequence[SdkSubscription]) -> None:
         for subscription in subscriptions:
             self._leave(subscription.channel)
 
@@ -369,7 +369,7 @@ class Session:
         done = self._joining[channel] = asyncio.get_running_loop().create_future()
         try:
             permission = await self._service.may_subscribe(self, channel, body.get("token", ""))
-            subscription = Subscription(channel, await self._service.recovery(channel, body))
+            subscription = SdkSubscription(channel, await self._service.recovery(channel, body))
             if body.get("join_leave"):
                 subscription.shows_presence = await self._service.shows_presence(self.connection, channel)
             await self._join(subscription)
@@ -390,7 +390,7 @@ class Session:
                 result |= expiry_fields(permission.expires_at)
         return result
 
-    async def _join(self, subscription: Subscription) -> None:
+    async def _join(self, subscription: SdkSubscription) -> None:
         channel = subscription.channel
         self._subscriptions[channel] = subscription
         self.held[channel] = []
@@ -461,14 +461,14 @@ class Session:
 
     # --- subscriptions ---
 
-    def _announce(self, subscription: Subscription) -> None:
+    def _announce(self, subscription: SdkSubscription) -> None:
         """Notify the client that the application let it join a channel."""
         if self._subscriptions.get(subscription.channel) is subscription:
             result = subscription.result(self.encoding)
             self._transmit(self.encoding.push(subscription.channel, "subscribe", result))
             self._release(subscription)
 
-    def _release(self, subscription: Subscription) -> None:
+    def _release(self, subscription: SdkSubscription) -> None:
         """Send what came before the reply."""
         held = self.held.get(subscription.channel)
         if held is None:  # a gap came meanwhile, and nothing more is sent
@@ -478,12 +478,12 @@ class Session:
             assert self._driver is not None
             self._driver.offer(batch)
 
-    def _lost(self, subscription: Subscription) -> None:
+    def _lost(self, subscription: SdkSubscription) -> None:
         """Let the client subscribe again: it learns by that whether what it missed can be given back."""
         subscription.turn = None
         self._end(subscription, Unsubscribe.INSUFFICIENT_STATE, "insufficient state")
 
-    def _expire(self, subscription: Subscription, expires_at: float | None) -> None:
+    def _expire(self, subscription: SdkSubscription, expires_at: float | None) -> None:
         """End the subscription some time after its permission, if that is not renewed."""
         if subscription.expiry is not None:
             subscription.expiry.cancel()
@@ -494,7 +494,7 @@ class Session:
                 seconds, self._end, subscription, Unsubscribe.EXPIRED, "subscription expired"
             )
 
-    def _end(self, subscription: Subscription, code: Unsubscribe, reason: str) -> None:
+    def _end(self, subscription: SdkSubscription, code: Unsubscribe, reason: str) -> None:
         if self._subscriptions.get(subscription.channel) is subscription:
             self._leave(subscription.channel)
             self._push_unsubscribe(subscription.channel, code, reason)
@@ -504,7 +504,7 @@ class Session:
         if self._driver is not None:
             self._driver.leave_now(channel)
 
-    def _remove(self, channel: str) -> Subscription | None:
+    def _remove(self, channel: str) -> SdkSubscription | None:
         subscription = self._subscriptions.pop(channel, None)
         self.held.pop(channel, None)
         if subscription is not None:
