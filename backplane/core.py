@@ -178,6 +178,11 @@ class Backplane(ClusterVerbs):
         return self._lifecycle.url
 
     @property
+    def limits(self) -> Limits:
+        """The limits of clients that are given no other."""
+        return self._limits
+
+    @property
     def state(self) -> LinkState:
         """How the link to the broker is; `closed` while not started."""
         return self._lifecycle.state
@@ -662,6 +667,14 @@ class Backplane(ClusterVerbs):
             WrongLoopError: It runs in another event loop, thread or process.
         """
         return await self._lifecycle.running().history(channel, since, limit)
+
+    def keeps(self, channel: str) -> bool:
+        """Return whether `channel` has a `History` rule: it can be resumed, and its history read."""
+        return self._history_rules.rule_of(channel) is not None
+
+    def has_presence(self, channel: str) -> bool:
+        """Return whether `channel` has a `Presence` rule: it is known which users are in it."""
+        return self._cluster.presence.rule_of(channel) is not None
 
     @overload
     def channel(self, template: str, model: type[_ModelT] | TypeAdapter[_ModelT]) -> TypedChannel[_ModelT]: ...

@@ -10,15 +10,35 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass, field
 from struct import Struct
 from struct import error as StructError  # noqa: N812  # it is a class
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 from zlib import crc32
 
 from backplane.errors import InvalidPositionError
 
-__all__ = ["ALL", "All", "Gap", "HistoryPage", "Joined", "Message", "Place", "Position", "Receipt", "UncheckedPlace"]
+__all__ = [
+    "ALL",
+    "All",
+    "Gap",
+    "HistoryPage",
+    "Joined",
+    "Message",
+    "Place",
+    "Position",
+    "Receipt",
+    "ShortCheck",
+    "UncheckedPlace",
+]
 
 _POSITION: Final = Struct(">B8sQL")
 _POSITION_VERSION: Final = 1
+_COMPACT_VERSION: Final = 2
+_EPOCH_BYTES: Final = 8
+
+# A compact position has 53 bits, the whole numbers that a JSON parser in JavaScript reads exactly: 37 of the offset,
+# and 16 of the check.
+_SHORT_BITS: Final = 16
+_MAX_SHORT: Final = (1 << _SHORT_BITS) - 1
+_COMPACT_OFFSETS: Final = 1 << 37
 
 
 class All:
@@ -34,6 +54,31 @@ ALL: Final = All()
 """Every channel."""
 
 
+class ShortCheck(int):
+    """The short form of a check, in 16 bits: it equals every check that has this short form, and itself.
+
+    So two checks that differ can both equal it, 1 in 65,535 of them. Compare it by `==` alone: it has no hash, and its
+    bytes are not those of the checks that it equals.
+    """
+
+    __slots__ = ()
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]  # of the equal ones each would have another
+
+    @classmethod
+    def of(cls, check: int) -> ShortCheck:
+        """Return the short form of a check: 0 only of 0, else 1 to 65,535."""
+        if isinstance(check, ShortCheck):
+            return check
+        return cls(check % _MAX_SHORT + 1 if check else 0)
+
+    def __eq__(self, other: object) -> bool:
+        # Python asks this one first, on either side: it is a subclass of the other operand's.
+        return int.__eq__(self, ShortCheck.of(other)) if isinstance(other, int) else NotImplemented
+
+    def __ne__(self, other: object) -> bool:  # that of `int` compares the numbers
+        return int.__ne__(self, ShortCheck.of(other)) if isinstance(other, int) else NotImplemented
+
+
 class Position:
     """Place of a message in the history of its channel. Opaque: pass it back, and neither compare nor compute with it.
 
@@ -47,7 +92,8 @@ class Position:
         epoch: 8 bytes that name the history. Another epoch means that the history was lost or created anew.
         offset: Grows with every message of the channel within one epoch, not always by one; 0 before the first message.
         check: CRC-32 of the payload of the message at this offset; 0 before the first message. Where a broker loses the
-            newest messages and uses their offsets again, it shows that they are others.
+            newest messages and uses their offsets again, it shows that they are others. Of a compact position a
+            `ShortCheck`.
     """
 
     __slots__ = ("check", "epoch", "offset")
@@ -69,12 +115,51 @@ class Position:
             version, epoch, offset, check = _POSITION.unpack(data)
         except (AttributeError, ValueError, StructError):
             version, epoch, offset, check = 0, b"", 0, 0
-        if version != _POSITION_VERSION or str(position := Position(epoch, offset, check)) != text:
+        if version == _COMPACT_VERSION and check <= _MAX_SHORT and offset < _COMPACT_OFFSETS:
+            position = Position.from_compact(epoch, offset << _SHORT_BITS | check)
+        else:
+            position = Position(epoch, offset, check)
+        if str(position) != text:  # of another version, too
             raise InvalidPositionError(f"this is no position: {text!r:.60}")
         return position
 
+    @classmethod
+    def from_compact(cls, epoch: bytes, wire: int) -> Position:
+        """Return the position of this epoch whose `compact` is `wire`, with the short form of its check.
+
+        It equals the position that it was made from, and is found where that is. It also equals one whose message is
+        another with the same short check: of the messages that a broker has lost, and whose offsets it has used again,
+        1 in 65,535 goes unnoticed. The text of a position is exact.
+
+        Raises:
+            InvalidPositionError: `epoch` has not 8 bytes, or `wire` not 53 bits.
+        """
+        if len(epoch) != _EPOCH_BYTES or not 0 <= wire < _COMPACT_OFFSETS << _SHORT_BITS:
+            raise InvalidPositionError(f"this is no compact position: {epoch!r:.60}, {wire}")
+        short = wire & _MAX_SHORT
+        return Position(epoch, wire >> _SHORT_BITS, ShortCheck(short) if short else 0)
+
+    @property
+    def compact(self) -> int | None:
+        """Offset and short check as one number below 2^53, which grows as the offset does; `None` where none fits.
+
+        It is for clients that keep no more than a number, and the epoch. None fits from an offset of 2^37 on.
+        """
+        if self.offset >= _COMPACT_OFFSETS:
+            return None
+        return self.offset << _SHORT_BITS | ShortCheck.of(self.check)
+
+    @property
+    def is_compact(self) -> bool:
+        """It was made by `from_compact`, and has only the short form of a check.
+
+        A check of 0, that of a place without a message, is its own short form.
+        """
+        return isinstance(self.check, ShortCheck)
+
     def __str__(self) -> str:
-        return urlsafe_b64encode(_POSITION.pack(_POSITION_VERSION, self.epoch, self.offset, self.check)).decode("ascii")
+        version = _COMPACT_VERSION if self.is_compact else _POSITION_VERSION
+        return urlsafe_b64encode(_POSITION.pack(version, self.epoch, self.offset, self.check)).decode("ascii")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.epoch.hex()}, {self.offset}, {self.check:#x})"
@@ -85,7 +170,7 @@ class Position:
         return self.offset == other.offset and self.check == other.check and self.epoch == other.epoch
 
     def __hash__(self) -> int:
-        return hash((self.epoch, self.offset, self.check))
+        return hash((self.epoch, self.offset))  # the checks of equal positions can differ: see `ShortCheck`
 
 
 class Place(Position):

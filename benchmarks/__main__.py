@@ -74,6 +74,9 @@ def scenario(  # one for each option
     handed_over: Annotated[
         bool, typer.Option("--handed-over", help="Measure with clients that are handed over too, on the lane.")
     ] = False,
+    sdk: Annotated[
+        bool, typer.Option("--sdk", help="Measure with clients of the Centrifugal client protocol too, handed over.")
+    ] = False,
     floors: Annotated[
         bool, typer.Option("--floors", help="Measure the floors too: the least that one write per message costs.")
     ] = False,
@@ -133,6 +136,7 @@ def scenario(  # one for each option
         lane=lane,
         only_lane=only_lane,
         handed_over=handed_over,
+        sdk=sdk,
         floors=floors,
         competitors=competitors,
         serving=serving(server, workers, loop),
@@ -297,11 +301,14 @@ def micro(
     rounds: int = typer.Option(30, min=3, help="Rounds per figure; the median is shown."),
 ) -> None:
     """Measure the parts by themselves, each beside a bare loop that does only the necessary work."""
-    from benchmarks.micro import asgi, codec, excludes, fanout, import_time  # imported where it is measured
+    # Imported where they are measured.
+    from benchmarks.micro import asgi, centrifugal, codec, excludes, fanout, import_time
 
     console.print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, one process")
     with console.status("codec"):
         show("Codec, 128 bytes", codec.run(rounds))
+    with console.status("Centrifugal client protocol"):
+        show("Publication of 128 bytes for SDK clients, once per message and encoding", centrifugal.run(rounds))
     with console.status("fan-out"):
         show(f"Fan-out of one message of 128 bytes to {sockets:,} sockets, per delivery", fanout.run(sockets, rounds))
     with console.status("excludes"):

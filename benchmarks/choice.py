@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.competitors import catalog as competitors
 from benchmarks.harness import capacity
-from benchmarks.harness.candidate import Serving, backplane, floors, raw_clients
+from benchmarks.harness.candidate import Serving, backplane, floors, raw_clients, sdk
 from benchmarks.harness.run import Options
 from benchmarks.harness.session import measure
 from benchmarks.scenarios import presence
@@ -33,6 +33,7 @@ class Choice:
         lane: Measure it with the direct lane too.
         only_lane: Measure it with the direct lane only.
         handed_over: Measure it with clients that are handed over too, on the lane.
+        sdk: Measure it with clients of the Centrifugal client protocol too, handed over.
         floors: Measure the floors too.
         competitors: Names of competitors; `all` for every one.
         serving: Server, workers and loop.
@@ -44,6 +45,7 @@ class Choice:
     lane: bool = False
     only_lane: bool = False
     handed_over: bool = False
+    sdk: bool = False
     floors: bool = False
     competitors: Sequence[str] = ()
     serving: Serving = Serving()  # noqa: RUF009  # frozen
@@ -65,6 +67,8 @@ class Choice:
             ours = [backplane(url, self.serving, lane=lane, app=app) for lane in lanes]
             if self.handed_over:
                 ours.append(backplane(url, self.serving, handed_over=True, app=app))
+            if self.sdk:
+                ours.append(sdk(url, self.serving))
             found += [_with(each, missing) for each in ours]
         return found + competitors.chosen(self.competitors, redis, self.serving)
 

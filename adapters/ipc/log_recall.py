@@ -13,6 +13,7 @@ from backplane.message import Place, Position
 if TYPE_CHECKING:
     from array import array
 
+    from backplane.adapters.ipc.log_index import ChannelRecords
     from backplane.adapters.ipc.log_reader import LogLookup, LogReader, StoredRecord
     from backplane.history_rules import History
 
@@ -68,12 +69,7 @@ async def recall(
         chosen = records.offsets[max(start, stop - limit) : stop]
     more = stop - start > len(chosen)
     first_chosen = bisect_left(records.offsets, chosen[0]) if chosen else 0
-    before: tuple[int | None, int | None] = (None, None) if index.oldest else (0, 0)
-    if after is not None:
-        before = after.offset, after.check
-    elif first_chosen:
-        offset = records.offsets[first_chosen - 1]
-        before = offset, lookup.read(offset, header_only=True).check
+    before = _before(records, lookup, first_chosen, after, index.oldest)
     read, complete = await _read(lookup, chosen if after is not None else chosen[::-1], max_bytes)
     if after is None:
         read.reverse()
@@ -84,6 +80,23 @@ async def recall(
         items.append(KeptMessage(stored.payload, Place(epoch, offset, stored.check, *before)))
         before = offset, stored.check
     return Recalled(items=items, top=top, more=more or not complete)
+
+
+def _before(
+    records: ChannelRecords, lookup: LogLookup, first: int, after: Position | None, oldest: int
+) -> tuple[int | None, int | None]:
+    """Return offset and check of what comes before the first record that is read, as far as they are known.
+
+    The check is a whole one, also where the position `after` is compact.
+    """
+    if after is not None and not after.is_compact:
+        return after.offset, after.check
+    if first:
+        offset = records.offsets[first - 1]
+        return offset, lookup.read(offset, header_only=True).check
+    if after is not None:
+        return records.before or (None, None)
+    return (None, None) if oldest else (0, 0)
 
 
 def _first_kept(lookup: LogLookup, offsets: array[int], rule: History) -> int:

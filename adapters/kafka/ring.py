@@ -323,17 +323,7 @@ class HistoryRings:
 
     def is_found(self, query: Query, check: int | None) -> bool:
         """Whether the position `query.after` can be resumed; arguments as for `answer`."""
-        after = query.after
-        if after is None:
-            return True
-        if after.epoch != self.epoch_of(query.key) or self.known_from(query.key) > after.offset:
-            return False
-        if self._is_too_old(query):
-            return False
-        if not after.offset:
-            return not after.check
-        known = self._check_of(self._rings.get(query.key), after.offset)
-        return after.check == (check if known is None else known)
+        return query.after is None or self._found(query, query.after, check) is not None
 
     def answer(self, query: Query, check: int | None) -> Recalled:
         """Answer from what is known.
@@ -349,12 +339,12 @@ class HistoryRings:
         ring.is_used = True
         if query.after is None:
             recalled = self._newest(ring, query, self._top(ring))
-        elif not self.is_found(query, check):
+        elif (found := self._found(query, query.after, check)) is None:
             recalled = Recalled(top=self._top(ring), found=False)
         elif not ring.items and ring.since:  # what it names is the newest, and need not be read
-            recalled = Recalled(top=query.after)
+            recalled = Recalled(top=found)
         else:
-            recalled = self._following(ring, query, query.after, self._top(ring))
+            recalled = self._following(ring, query, found, self._top(ring))
         if self.size_bytes > self._max_bytes:
             self._evict()
         return recalled
@@ -426,6 +416,17 @@ class HistoryRings:
         return self._scan_limits.get(partition, 0)
 
     # Parts of these.
+
+    def _found(self, query: Query, after: Position, check: int | None) -> Position | None:
+        """Return the position `query.after` with its whole check where it can be resumed; `None` otherwise."""
+        key = query.key
+        if after.epoch != self.epoch_of(key) or self.known_from(key) > after.offset or self._is_too_old(query):
+            return None
+        known = self._check_of(self._rings.get(key), after.offset) if after.offset else 0
+        known = check if known is None else known
+        if known is None or after.check != known:
+            return None
+        return Position(after.epoch, after.offset, known) if after.is_compact else after
 
     def _check_of(self, ring: Ring | None, offset: int) -> int | None:
         """Return the check of a position; `None` if it is not known here."""

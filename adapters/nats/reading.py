@@ -72,7 +72,7 @@ class Reading:
         if after is None:
             return await self._newest(top, limit, max_bytes)
         if after == top:
-            return Recalled(top=after)  # the object that is held already
+            return Recalled(top=top if after.is_compact else after)  # the object that is held already
         if after.epoch != self._epoch or after.offset > top.offset:
             return Recalled(top=top, found=False)
         named = await self._jetstream.at(self._stream, after.offset) if after.offset else None
@@ -85,8 +85,8 @@ class Reading:
 
     async def _swept(self, after: Position, limit: int, max_bytes: int) -> Recalled | None:
         """Return what the sweep has found, if that is everything after a position; `None` where that is not certain."""
-        if self._sweep is None or after.epoch != self._epoch:
-            return None
+        if self._sweep is None or after.epoch != self._epoch or after.is_compact:
+            return None  # a track, for which it was read, never goes on from a compact position
         found = self._sweep.take(self._subject, after.offset, self._high)
         if found is None:
             return None
@@ -111,8 +111,11 @@ class Reading:
         position after which there is none of this channel.
         """
         known = self._known_newest()
-        if after is not None and after.epoch == self._epoch and (after == known or self._is_start(after)):
-            return Recalled(top=after)
+        if after is not None and after.epoch == self._epoch:
+            if known is not None and after == known:
+                return Recalled(top=known)
+            if self._is_start(after):
+                return Recalled(top=after)
         state = self._state
         top = known or Position(self._epoch, state.last_seq if state.first_seq > 1 else 0, 0)
         return Recalled(top=top, found=after is None)

@@ -45,6 +45,7 @@ _UINT64: Final = 1 << 64
 
 _EPOCH: Final = Struct(">Q")
 _CHECK: Final = Struct(">L")
+_SHORT_CHECK: Final = Struct(">H")
 _PLACE: Final = Struct(">8sQL")
 _KEPT: Final = Struct(">8sQ")
 _ELEMENT_BYTES: Final = 14  # check and time, in front of the payload
@@ -136,7 +137,10 @@ class RedisHistory:
         """Return the command that reads from the history of `channel`."""
         keys = self._keys(channel.translate(_ESCAPES))
         numbers = (*_milliseconds(rule), _EPOCH.pack(next(self._epochs) % _UINT64), b"%d" % limit, b"%d" % max_bytes)
-        position = () if after is None else (after.epoch, b"%d" % after.offset, _CHECK.pack(after.check))
+        position: tuple[bytes, ...] = ()
+        if after is not None:
+            check = (_SHORT_CHECK if after.is_compact else _CHECK).pack(after.check)
+            position = after.epoch, b"%d" % after.offset, check
         return _evaluate(RECALL.digest, (*keys, *numbers, *position), keys=2)
 
     @staticmethod

@@ -82,7 +82,8 @@ KEEP_ONCE: Final = Script(
 where this one is a repetition: the lengths differ."""
 
 # KEYS: place, log. ARGV: milliseconds that the log lives, and the place, epoch of a new history, limit, most bytes;
-# then epoch, offset and check of a position, or nothing. Returns {place, found, more, elements}, elements oldest first.
+# then epoch, offset and check of a position, or nothing. A check of 2 bytes is the short form of one: `ShortCheck`.
+# Returns {place, found, more, elements}, elements oldest first.
 # It reads in pieces, because a script takes the memory of all that it reads, and cannot ask how large an element is.
 RECALL: Final = Script(rb"""
 local log = KEYS[2]
@@ -102,11 +103,17 @@ local limit, max_bytes = tonumber(ARGV[4]), tonumber(ARGV[5])
 local step, index = -1, -1
 if ARGV[6] then
   local offset = tonumber(ARGV[7])
+  local function is_its(check)
+    if #ARGV[8] == 2 and check ~= '\0\0\0\0' then
+      check = struct.pack('>I2', struct.unpack('>I4', check) % 65535 + 1)
+    end
+    return check == ARGV[8]
+  end
   if ARGV[6] ~= string.sub(place, 1, 8) or offset > top then return {place, 0, 0, {}} end
-  if offset == top then return {place, ARGV[8] == string.sub(place, 17, 20) and 1 or 0, 0, {}} end
+  if offset == top then return {place, is_its(string.sub(place, 17, 20)) and 1 or 0, 0, {}} end
   step, index = 1, offset - top
   local successor = redis.call('LINDEX', log, index)
-  if not successor or string.sub(successor, 1, 4) ~= ARGV[8] or tonumber(string.sub(successor, 5, 14)) < oldest then
+  if not successor or not is_its(string.sub(successor, 1, 4)) or tonumber(string.sub(successor, 5, 14)) < oldest then
     return {place, 0, 0, {}}
   end
 end

@@ -95,7 +95,7 @@ class RpcRegistry:
         """
         method = self._methods.get(name)
         if method is None:
-            raise _fresh(METHOD_NOT_FOUND)
+            raise METHOD_NOT_FOUND.error()
         try:
             arguments = method.arguments(data)
             result = method.function(connection, *arguments)
@@ -105,10 +105,10 @@ class RpcRegistry:
         except CommandError:
             raise
         except (ClosedError, BrokerUnavailableError):
-            raise _fresh(UNAVAILABLE) from None
+            raise UNAVAILABLE.error() from None
         except Exception as error:
             self._bursts.log(logger, logging.ERROR, "the RPC %r failed: %s", name, place_of(error))
-            raise _fresh(INTERNAL) from None
+            raise INTERNAL.error() from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +202,3 @@ def _validator(name: str, what: str, annotation: Any) -> Validator[Any] | None:
         return validator_for(annotation)
     except ConfigurationError as error:
         raise ConfigurationError(f"the RPC {name!r}, {what}: {error}") from error
-
-
-def _fresh(answer: CommandError) -> ProtocolError:
-    """Return a copy to be raised: an exception that is raised again keeps the traceback of every time."""
-    return ProtocolError(answer.code, answer.message, temporary=answer.temporary)

@@ -269,6 +269,7 @@ class CloseSequence:
         try:
             # A client that does not read does not read a close frame either.
             async with asyncio.timeout(self._driver.policy.close_seconds):
+                code, reason = self._driver.close_frame(code, reason)
                 await self._driver.socket.close(code, close_reason(code, reason))
         except TimeoutError:
             logger.debug("connection %s does not read its close frame", self._driver.id)

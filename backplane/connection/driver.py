@@ -28,6 +28,7 @@ from backplane.errors import ConfigurationError
 from backplane.fanout.batch import Batch
 from backplane.fanout.codec import to_client_data
 from backplane.fanout.subscriber import BaseSubscriber
+from backplane.fanout.subscriber_options import SubscriberOptions
 from backplane.message import Message
 
 if TYPE_CHECKING:
@@ -35,11 +36,12 @@ if TYPE_CHECKING:
 
     from backplane.concurrency.affinity import LoopAffinity
     from backplane.connection.callback_handler import Clients, OnConnection, OnMessage
+    from backplane.connection.client_protocol import ClientProtocol
     from backplane.connection.socket import OpenSocket, Socket
     from backplane.errors import InvalidMessageError
     from backplane.fanout.hub import Hub
     from backplane.fanout.outbox import Outbox
-    from backplane.fanout.subscriber_options import ChannelPresence, SubscriberOptions
+    from backplane.fanout.subscriber_options import ChannelPresence
     from backplane.message import Gap, Joined, Position
     from backplane.statistics import DropReason
 
@@ -77,6 +79,7 @@ class ConnectionDriver(BaseSubscriber):
     __slots__ = (
         "_close_sequence",
         "_handler",
+        "_protocol",
         "_tasks",
         "affinity",
         "connection",
@@ -122,6 +125,16 @@ class ConnectionDriver(BaseSubscriber):
         self._close_sequence: CloseSequence | None = None
         self._tasks: Tasks | None = None
         self._handler: Handler | None = None
+        self._protocol: ClientProtocol | None = None
+
+    def speak(self, protocol: ClientProtocol) -> None:
+        """Serve the client in a protocol, from its handshake on."""
+        self._protocol = protocol
+        if self._options is None:
+            self._options = SubscriberOptions()
+        self._options.envelope = protocol.envelope
+        self._options.held = protocol.held
+        protocol.begin(self)
 
     @property
     def kind(self) -> str:
@@ -217,15 +230,34 @@ class ConnectionDriver(BaseSubscriber):
 
     async def leave(self, channel: str) -> None:
         """Receive nothing more of `channel`, except what waits. Leaving a channel twice changes nothing."""
-        await super().leave(channel)
+        self._hub.affinity.check()
+        if self.leave_now(channel) and self._protocol is not None:
+            self._protocol.left(channel)
+
+    def leave_now(self, channel: str) -> bool:
+        """Leave a channel, of which a protocol is not notified; return whether it was joined."""
+        was_joined = super().leave_now(channel)
         self.outbox.disallow(channel)
+        return was_joined
+
+    def identify(self, presence: ChannelPresence | None) -> None:
+        """Take the user of a client that names it after its handshake, and before it joins a channel."""
+        if self._options is None:
+            self._options = SubscriberOptions()
+        self._options.presence = presence
 
     def send(self, data: str | bytes) -> None:
         """Send what the application itself sends, after what waits, without an envelope. Does not raise."""
         try:
-            self.sender.offer(Batch(Message(channel="", data=data)))
+            message = data if self._protocol is None else self._protocol.message(data)
+            if message is not None:
+                self.transmit(message)
         except Exception as error:
             self._failed(error)
+
+    def transmit(self, data: str | bytes) -> None:
+        """Send one WebSocket message, after what waits."""
+        self.sender.offer(Batch(Message(channel="", data=data)))
 
     # --- called by the hub and the sender ---
 
@@ -242,6 +274,8 @@ class ConnectionDriver(BaseSubscriber):
         """Take what a join gives back. Does not raise: where it fails the client is closed."""
         try:
             batch = batch.for_token(self.token) if batch.excludes else batch
+            if self._protocol is not None:
+                return self._protocol.missed(batch)
             if self._options is not None:
                 batch = self._options.apply(batch)
             if batch:
@@ -254,6 +288,8 @@ class ConnectionDriver(BaseSubscriber):
 
         A join never closes a client: it would come back with the same position, and be closed again.
         """
+        if self._protocol is not None:
+            return self._protocol.joined(joined)
         self._send_at_join(self._enveloped(joined), joined.channel)
         gap, on_gap = joined.gap, self.policy.on_gap
         if gap is None:
@@ -291,10 +327,13 @@ class ConnectionDriver(BaseSubscriber):
     def gap(self, gap: Gap) -> None:
         """Notify the client that messages may be missing: by a close or in the words of the application.
 
-        A client with an envelope gets the gap in it too, so that it has the position at which the channel goes on.
+        A client with an envelope gets the gap in it too, so that it has the position at which the channel goes on. So
+        does one that is about to be closed: it comes back with the position of what it received last.
         """
-        if self.state not in ("joining", "open"):
+        if self._detached:
             return
+        if self._protocol is not None:
+            return self._notify_of_gap(self._protocol, gap)
         if (event := self._enveloped(gap)) is not None:
             self.send(event)
         on_gap = self.policy.on_gap
@@ -308,6 +347,12 @@ class ConnectionDriver(BaseSubscriber):
             return self._reload(gap)
         if data is not None:
             self.send(data)
+
+    def _notify_of_gap(self, protocol: ClientProtocol, gap: Gap) -> None:
+        try:
+            protocol.gap(gap)
+        except Exception as error:  # the others are still notified
+            self._failed(error)
 
     def outbox_full(self, item: Message | Gap) -> None:
         """Close the client, which is too slow and whose policy is `close`."""
@@ -431,6 +476,7 @@ class ConnectionDriver(BaseSubscriber):
         assert isinstance(self.receiver, CallbackHandler)
         self.receiver.release()
         self._close_sequence = None
+        self._protocol = None
         del self.connection
 
     async def close(self, code: int, reason: str) -> None:
@@ -471,6 +517,8 @@ class ConnectionDriver(BaseSubscriber):
             self._handler.connection_ended()
 
     def _reload(self, gap: Gap) -> None:
+        if self.state not in ("joining", "open"):  # it is about to be closed, and then reloads
+            return
         self.log(logger, logging.INFO, "closing connection %s, to reload: %s", self.id, gap.reason)
         self.closing.close_in_turn(CloseCode.MESSAGES_MISSED, "messages may have been missed: reload")
 
@@ -481,6 +529,10 @@ class ConnectionDriver(BaseSubscriber):
 
     def _task_failed(self, error: BaseException) -> None:
         self.closing.task_failed(error)
+
+    def close_frame(self, code: int, reason: str) -> tuple[int, str]:
+        """Return with which code and reason the client is closed, in its protocol."""
+        return (code, reason) if self._protocol is None else self._protocol.close_frame(code, reason)
 
     async def end_tasks(self) -> None:
         """Cancel the tasks beside the handler, and return when they have ended."""
@@ -514,6 +566,8 @@ class ConnectionDriver(BaseSubscriber):
     def _heartbeat(self, now: float, interval: float) -> None:
         lane, timers = self.socket.lane, self.timers
         message = self.policy.limits.heartbeat_message
+        if self._protocol is not None and self._protocol.pings:
+            return self._ping_of_protocol(self._protocol, now, interval)
         if lane is not None:
             last_received_at, is_read = lane.last_received_at, lane.reading
         else:  # without a handler that receives, an answer would not be seen
@@ -529,6 +583,20 @@ class ConnectionDriver(BaseSubscriber):
         elif found == "ping" or not is_read:
             # Where nothing is read it is not for an answer: only a write finds there that the client is gone.
             lane.ping()
+
+    def _ping_of_protocol(self, protocol: ClientProtocol, now: float, interval: float) -> None:
+        """Ping, whatever the client has sent: it expects that. Or see whether it has answered the last ping."""
+        lane, timers = self.socket.lane, self.timers
+        pinged_at, timers.pinged_at = timers.pinged_at, None
+        pong_seconds = min(protocol.pong_seconds, interval)
+        if pinged_at is None:
+            timers.pinged_at, timers.heartbeat_at = now, now + pong_seconds
+            self.transmit(protocol.ping())
+            return
+        timers.heartbeat_at = now + interval - pong_seconds
+        is_read = self.receiver.is_waiting if lane is None else lane.reading
+        if is_read and (timers.last_received_at if lane is None else lane.last_received_at) < pinged_at:
+            self.limit_exceeded(CloseCode.SILENT, "no answer to a ping")
 
     # --- a slow client, and the log ---
 

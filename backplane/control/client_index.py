@@ -67,6 +67,14 @@ class ClientIndex:
         if user is not None:
             self._by_user.setdefault(user, {})[client.id] = entry
 
+    def identify(self, client: ControlledClient, user: str) -> None:
+        """Take the user of a client that names it after its handshake; one that is not there changes nothing."""
+        entry = self._by_id.get(client.id)
+        if entry is not None:
+            self.discard(client)
+            named = self._by_id[client.id] = entry._replace(user=user)
+            self._by_user.setdefault(user, {})[client.id] = named
+
     def discard(self, client: ControlledClient) -> None:
         """Remove a client; one that is not there changes nothing."""
         entry = self._by_id.pop(client.id, None)

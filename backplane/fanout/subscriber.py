@@ -165,11 +165,17 @@ class BaseSubscriber(ABC):
     async def leave(self, channel: str) -> None:
         """Receive nothing more of `channel`, except what is in the outbox. Leaving a channel twice changes nothing."""
         self._hub.affinity.check()
-        if channel in self._channels:
-            del self._channels[channel]
-            self._hub.leave(channel, self)
-            if (presence := self._presence) is not None:
-                presence.left(self, channel)
+        self.leave_now(channel)
+
+    def leave_now(self, channel: str) -> bool:
+        """Leave a channel; return whether it was joined."""
+        if channel not in self._channels:
+            return False
+        del self._channels[channel]
+        self._hub.leave(channel, self)
+        if (presence := self._presence) is not None:
+            presence.left(self, channel)
+        return True
 
     def joined(self, joined: Joined) -> None:
         """Take the notice of a join. Called by the hub."""

@@ -73,10 +73,12 @@ class SubscriberOptions:
         previous: The token that it had before: messages that exclude it are not delivered.
         envelope: Returns the data to send for a message, a gap or a join; `None` sends nothing.
         presence: What is notified of its channels, where the backplane has presence.
+        held: The channels whose messages it is not sent at present, each with a list of those that are kept, or `None`
+            to drop them.
         resumed: Whether each join that passed a position was resumed; `None` where none did.
     """
 
-    __slots__ = ("envelope", "presence", "previous", "resumed", "rewind", "since")
+    __slots__ = ("envelope", "held", "presence", "previous", "resumed", "rewind", "since")
 
     def __init__(
         self,
@@ -92,13 +94,26 @@ class SubscriberOptions:
         self.previous: bytes | None = previous
         self.envelope: Callable[[Message | Gap | Joined], object] | None = envelope
         self.presence: ChannelPresence | None = presence
+        self.held: Mapping[str, list[Batch] | None] | None = None
         self.resumed: bool | None = None
 
     def apply(self, batch: Batch) -> Batch:
         """Return what this subscriber gets for `batch`."""
         if self.previous is not None and batch.excludes:
             batch = batch.for_token(self.previous)
+        if self.held:
+            batch = self._without_held(batch)
         return batch if self.envelope is None else batch.enveloped(self.envelope)
+
+    def _without_held(self, batch: Batch) -> Batch:
+        """Return nothing where the channel of a batch is held."""
+        assert self.held is not None
+        channel = batch[0].channel if batch else ""
+        if channel not in self.held:
+            return batch
+        if (kept := self.held[channel]) is not None:
+            kept.append(batch)
+        return type(batch)()
 
     def note(self, joined: Joined) -> None:
         """Take notice of a join that was resumed, or could not be."""

@@ -148,7 +148,7 @@ class Ring:
         self._floor: Position | None = None  # see `fill_after`
         self._floor_next: Position | None = None
         self._floor_end: int = 0
-        self._batches: dict[Position | int, Batch] = {}
+        self._batches: dict[int, Batch] = {}  # by the index of the entry with which each begins
         self._batches_bytes: int = 0
 
     def __len__(self) -> int:
@@ -264,24 +264,20 @@ class Ring:
         """
         self._drop_old()
         self._budget.used(self)
-        if (known := self._batches.get(position)) is not None:
-            return known
         start = self._index_after(position)
-        return None if start is None else self._batch(position, start)
+        return None if start is None else self._batch(start)
 
     def newest(self, count: int) -> Batch:
         """Return the newest messages, at most `count`. The batch is shared: do not change it."""
         self._drop_old()
         self._budget.used(self)
-        if (known := self._batches.get(count)) is not None:
-            return known
         entries = self._entries
         wanted, start = min(count, self._max_messages), len(entries)
         oldest_allowed = max(0, len(entries) - self._max_messages)
         while start > oldest_allowed and wanted > 0:
             start -= 1
             wanted -= entries[start][1] is not None
-        return self._batch(count, start)
+        return self._batch(start)
 
     def clear(self, last: Position | None) -> None:
         """Forget everything, because a gap follows; the channel goes on at `last`."""
@@ -375,9 +371,11 @@ class Ring:
         last that was read: only a read can show whether the log has another one, which a client can make up.
         """
         floor = self._floor
-        if floor is None or (
-            position != floor and (position.check or position.epoch != floor.epoch or position.offset < floor.offset)
-        ):
+        if floor is None:
+            return None
+        # A compact floor equals positions with other checks, of messages that were not read.
+        is_floor = position == floor and (position.is_compact or not floor.is_compact)
+        if not is_floor and (position.check or position.epoch != floor.epoch or position.offset < floor.offset):
             return None
         index, following = self._following(floor.offset)
         is_known = following is self._floor_next and self._following(position.offset)[0] == index
@@ -390,8 +388,10 @@ class Ring:
         index = bisect_right(self._entries, offset, key=_offset)
         return index, self._entries[index][0] if index < len(self._entries) else self.newest_position
 
-    def _batch(self, key: Position | int, start: int) -> Batch:
+    def _batch(self, start: int) -> Batch:
         """Return the messages from an index on, and remember the batch: its frames count as the messages do."""
+        if (known := self._batches.get(start)) is not None:
+            return known
         batch = Batch(*(message for _, message, _ in islice(self._entries, start, None) if message is not None))
         budget = self._budget
         own = sum(_size(message) for _, message, _ in self._entries) + self._batches_bytes
@@ -399,7 +399,7 @@ class Ring:
             own -= self._batches_bytes
             self._forget_batches()
         if self._entries and own + batch.size_bytes <= budget.max_bytes:
-            self._batches[key] = batch
+            self._batches[start] = batch
             self._batches_bytes += batch.size_bytes
             budget.size_bytes += batch.size_bytes
             budget.make_room()

@@ -19,12 +19,12 @@ import pytest
 from backplane import BrokerError, BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
 from backplane.broadcaster import Broadcaster, KeptMessage, Recalled, SupportsHistory
 from backplane.broker.registry import broadcaster_from_url
-from backplane.message import Position
+from backplane.message import Position, ShortCheck
 from backplane.testing.conformance import HOSTILE_CHANNELS
 from backplane.testing.harness import open_files, run_for_passes, settled, started_worker
 from backplane.testing.proxy import FaultProxy
 from backplane.testing.recording import RecordingSink
-from backplane.testing.resume_conformance import HISTORY_RULES, ResumeConformance
+from backplane.testing.resume_conformance import HISTORY_RULES, ResumeConformance, compacted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
@@ -192,6 +192,24 @@ class HistoryConformance(ResumeConformance):
                 assert [item.place for item in recalled.items] == positions[number + 1 :]
                 assert recalled.top == positions[-1]
 
+    async def test_a_compact_position_is_read_after_as_the_whole_one(
+        self, two: tuple[HistoryWorker, HistoryWorker], room: str
+    ) -> None:
+        """After a position with a short check the same is read, and what is returned has whole checks alone."""
+        positions = [await two[1].top(room), *[await two[number % 2].keep(room, b"%d" % number) for number in range(8)]]
+        for worker in two:
+            for position in positions:
+                for limit in (0, 3, 100):
+                    whole = await worker.recall(room, position, limit=limit)
+                    recalled = await worker.recall(room, compacted(position), limit=limit)
+                    assert (recalled, recalled.found) == (whole, True)
+                    places = [item.place for item in recalled.items]
+                    assert not [one for one in (recalled.top, *places) if one.is_compact]
+                    for before, place in zip([position, *places], places, strict=False):
+                        assert place.before in (None, before.offset)
+                        assert place.before_check in (None, before.check)
+                        assert not isinstance(place.before_check, ShortCheck)
+
     async def test_a_channel_without_messages_has_a_position(
         self, two: tuple[HistoryWorker, HistoryWorker], room: str
     ) -> None:
@@ -200,7 +218,7 @@ class HistoryConformance(ResumeConformance):
         assert (recalled.items, recalled.found) == ([], True)
         assert (recalled.top.offset, recalled.top.check, len(recalled.top.epoch)) == (0, 0, 8)
         for worker in two:
-            for after in (None, recalled.top):
+            for after in (None, recalled.top, compacted(recalled.top)):
                 again = await worker.recall(room, after)
                 assert (again.items, again.found, again.more, again.top) == ([], True, False, recalled.top)
         positions = [await two[1].keep(room, b"%d" % number) for number in range(3)]
@@ -224,6 +242,7 @@ class HistoryConformance(ResumeConformance):
             else:
                 assert (missed, recalled.found, recalled.items) == (missed, False, [])
             assert recalled.top == positions[-1]
+            assert await two[1].recall(room, compacted(position)) == recalled
 
     async def test_a_foreign_position_is_not_found(self, two: tuple[HistoryWorker, HistoryWorker], room: str) -> None:
         """A position of another channel, of another epoch, with another check or of any numbers is not found."""
@@ -252,6 +271,7 @@ class HistoryConformance(ResumeConformance):
             for offset in (1 << 31, 1 << 32, (1 << 53) + 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
             for check in (0, positions[-1].check, 0xFFFFFFFF)
         ]
+        foreign += [compacted(position) for position in foreign if position.compact is not None]
         for limit in (0, 100):
             found = await asyncio.gather(*(two[1].recall(room, position, limit=limit) for position in foreign))
             for position, recalled in zip(foreign, found, strict=True):
@@ -312,11 +332,17 @@ class HistoryConformance(ResumeConformance):
             while (await two[1].recall(room)).items:  # noqa: ASYNC110  # the broker does not report it
                 await asyncio.sleep(0.1)
         assert not (await two[1].recall(room, positions[0])).found
-        newest = await two[1].recall(room, positions[-1])
-        assert (newest.found, newest.items, newest.top) == (True, [], positions[-1])
+        lost = Position(positions[-1].epoch, positions[-1].offset, positions[-1].check ^ 1)
+        assert not (await two[1].recall(room, compacted(lost))).found
+        for after in (positions[-1], compacted(positions[-1])):
+            newest = await two[1].recall(room, after)
+            assert (newest.found, newest.items, newest.top) == (True, [], positions[-1])
+            assert not newest.top.is_compact
         later = await two[0].keep(room, b"later")
-        recalled = await two[1].recall(room, positions[-1])
-        assert (recalled.found, payloads(recalled), recalled.top) == (True, [b"later"], later)
+        assert not (await two[1].recall(room, compacted(lost))).found
+        for after in (positions[-1], compacted(positions[-1])):
+            recalled = await two[1].recall(room, after)
+            assert (recalled.found, payloads(recalled), recalled.top) == (True, [b"later"], later)
 
     async def test_the_newest_value_is_read(self, two: tuple[HistoryWorker, HistoryWorker]) -> None:
         """Of a channel with `latest` the newest message is read."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from backplane.broadcaster import Broadcaster
     from backplane.testing.proxy import FaultProxy
 
-__all__ = ["HISTORY_RULES", "ResumeConformance"]
+__all__ = ["HISTORY_RULES", "ResumeConformance", "compacted"]
 
 HISTORY_RULES: Final = HistoryRules(
     {
@@ -65,6 +65,32 @@ class ResumeConformance:
                     await one.publish(room, str(9 + missed))
                     assert await data_of(messages, 1) == [str(9 + missed)]
             assert other.statistics().resumed == len(positions)
+
+    async def test_a_compact_position_resumes(self, url: str, room: str) -> None:
+        """With the short check of each position the same comes; with another one, or of another epoch, a gap."""
+        async with kept_backplane(url) as one, kept_backplane(url) as other:
+            async with one.subscribe(room) as messages:
+                begin = messages.position(room)
+                assert begin is not None
+                positions = [begin, *[(await other.publish(room, str(number))).position for number in range(5)]]
+            for _ in range(2):  # the second time from the memory of the workers
+                for missed, position in enumerate(positions):
+                    assert position is not None
+                    since = str(compacted(position))
+                    for backplane in (one, other):
+                        async with backplane.subscribe(room, since=since) as messages:
+                            assert str(messages.position(room)) == since
+                            assert await data_of(messages, 5 - missed) == [str(number) for number in range(missed, 5)]
+                        page = await backplane.history(room, since=since)
+                        assert (page.complete, page.position) == (True, positions[-1])
+                    for lost in (
+                        Position(position.epoch, position.offset, position.check ^ 1),
+                        Position(secrets.token_bytes(8), position.offset, position.check),
+                    ):
+                        async with other.subscribe(room, since=str(compacted(lost))) as messages:
+                            assert isinstance(await next_item(messages), Gap)
+            assert (one.statistics().resumed, one.statistics().not_resumed) == (12, 0)
+            assert (other.statistics().resumed, other.statistics().not_resumed) == (12, 24)
 
     async def test_the_position_of_an_empty_channel_resumes(self, url: str, room: str) -> None:
         """A subscriber that was there before the first message, and left, gets everything when it comes back."""
@@ -345,6 +371,12 @@ async def kept_backplane(url: str | Broadcaster) -> AsyncGenerator[Backplane]:
     )
     async with Backplane(url, history=dict(HISTORY_RULES), settings=settings) as backplane:
         yield backplane
+
+
+def compacted(position: Position) -> Position:
+    """Return a position as a client that keeps no more than its epoch and one number passes it back."""
+    assert position.compact is not None
+    return Position.from_compact(position.epoch, position.compact)
 
 
 async def next_item(messages: Subscription) -> Message | Gap:

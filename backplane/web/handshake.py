@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from backplane.connection.callback_handler import OnConnection, OnMessage
+    from backplane.connection.client_protocol import ClientProtocol
     from backplane.connection.driver import ConnectionDriver
     from backplane.connection.socket import ServerSocket
+    from backplane.presence_types import Who
     from backplane.web.origin import OriginRule
     from backplane.worker.runtime import Runtime
 
@@ -103,6 +105,22 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
         self._watch_after_seconds = watch_after_seconds
         self._is_handed_over = False
         self._on_close: OnConnection | None = None
+
+    def speak(self, protocol: ClientProtocol) -> None:
+        """Serve the client in a protocol; to be called before it is entered."""
+        self._driver.speak(protocol)
+
+    async def identify(self, who: Who) -> None:
+        """Take the user of a client that names it after its handshake.
+
+        Raises:
+            TooManyConnectionsError: The user has as many connections as `max_connections_per_user`.
+        """
+        if self._runtime.cluster is None:  # there is no presence, and commands are not applied
+            return
+        self._driver.identify(self._runtime.attendance(who))
+        self._runtime.clients.identify(self._driver)
+        await self._runtime.admit(self._driver, self._driver.policy.limits)
 
     async def serve(
         self, *, on_open: OnConnection | None, on_message: OnMessage | None, on_close: OnConnection | None

@@ -122,6 +122,11 @@ class ClientRegistry:
         if self.index is not None:
             self.index.add(client, client.user or (client_key if isinstance(client_key, str) else None))
 
+    def identify(self, client: LocalClient) -> None:
+        """Let commands find a client by its user, which it has named after its handshake."""
+        if self.index is not None and client.user is not None:
+            self.index.identify(client, client.user)
+
     def unregister(self, client: LocalClient, when_gone: Callable[[Callable[[], None]], None] = _at_once) -> None:
         """Remove a client whose handler has ended; it counts for the limits until its transport is gone.
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from benchmarks.harness import raw_client
-from benchmarks.harness.websocket import PLAIN
+from benchmarks.harness.websocket import PLAIN, SDK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,6 +33,7 @@ __all__ = [
     "faulty",
     "floors",
     "raw_clients",
+    "sdk",
 ]
 
 ROOT = Path(__file__).parents[2]
@@ -127,6 +128,12 @@ def backplane(
         broker_url=url if scheme not in ("memory", "ipc") else "",
         missing="memory:// reaches one worker only" if scheme == "memory" and serving.workers > 1 else "",
     )
+
+
+def sdk(url: str, serving: Serving) -> Candidate:
+    """Return backplane on the broker at `url` with clients of the Centrifugal client protocol, in JSON."""
+    ours = backplane(url, serving, handed_over=True)
+    return replace(ours, name=ours.name.replace(HANDED_OVER, " SDK"), dialect=SDK)
 
 
 def faulty(fault: str) -> Candidate:

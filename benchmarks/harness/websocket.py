@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = [
     "CENTRIFUGE",
@@ -10,6 +10,7 @@ __all__ = [
     "PING",
     "PLAIN",
     "PONG",
+    "SDK",
     "SOCKET_IO",
     "Dialect",
     "Frame",
@@ -80,6 +81,9 @@ CENTRIFUGE = Dialect(
     pings=(b"{}", b"{}"),
 )
 """The JSON protocol of Centrifugal, version 2; the server subscribes a client that connects."""
+
+SDK = replace(CENTRIFUGE, listen_path="/sdk/{channel}", publish_path=PLAIN.publish_path, envelope=PLAIN.envelope)
+"""The same protocol, of the application of this folder; it is published to as PLAIN is."""
 
 
 def request(path: str, port: int, *, deflate: bool = False) -> bytes:

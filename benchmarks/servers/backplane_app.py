@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from fastapi import FastAPI, WebSocket
 
-from backplane import Backlog, Backplane, BrokerError, Gap, Limits, Settings
+from backplane import Backlog, Backplane, BrokerError, Connection, Gap, Limits, Settings
+from backplane.centrifugal import Accepted, Centrifugal, ConnectRequest
 from benchmarks.servers import crowd
 from benchmarks.servers.stall import watch
 
@@ -48,6 +49,21 @@ async def listen(websocket: WebSocket, channel: str) -> None:
     async with backplane.connect(websocket, channel) as connection:
         async for _ in connection:
             pass
+
+
+centrifugal = Centrifugal(backplane)
+
+
+@centrifugal.on_connect
+def subscribe(connection: Connection, _: ConnectRequest) -> Accepted:
+    """Subscribe a client to the channel of its URL."""
+    return Accepted(channels=(connection.context,))
+
+
+@app.websocket("/sdk/{channel}")
+async def listen_by_sdk(websocket: WebSocket, channel: str) -> None:
+    """Serve a client of the Centrifugal client protocol."""
+    await centrifugal.serve(websocket, context=channel)
 
 
 @app.get("/tasks")

@@ -224,3 +224,21 @@ def test_metrics() -> None:
         lines = client.get("/metrics").text.splitlines()
     assert "backplane_published 1" in lines
     assert all(re.fullmatch(r"backplane_\w+ \d+", line) for line in lines)
+
+
+def test_sdk_clients() -> None:
+    """A client of the protocol subscribes, publishes, receives that, and calls an RPC; another channel is refused."""
+    names = run("guides/sdk-clients.md", "sdk-clients")
+    with TestClient(names["app"]) as client, client.websocket_connect("/connection/websocket") as socket:
+        socket.send_json({"id": 1, "connect": {}})
+        assert socket.receive_json()["connect"]["pong"]
+        socket.send_json({"id": 2, "subscribe": {"channel": "room:1"}})
+        assert socket.receive_json()["subscribe"]["recoverable"]
+        socket.send_json({"id": 3, "publish": {"channel": "room:1", "data": {"text": "hello"}}})
+        answers = [socket.receive_json() for _ in range(2)]
+        assert {"id": 3, "publish": {}} in answers
+        assert any(answer.get("push", {}).get("pub", {}).get("data") == {"text": "hello"} for answer in answers)
+        socket.send_json({"id": 4, "rpc": {"method": "double", "data": 21}})
+        assert socket.receive_json() == {"id": 4, "rpc": {"data": 42}}
+        socket.send_json({"id": 5, "subscribe": {"channel": "other"}})
+        assert socket.receive_json()["error"]["code"] == 103

@@ -105,3 +105,16 @@ def test_clients_that_were_opened_before_another(monkeypatch: pytest.MonkeyPatch
     }
     assert older == {"01": [], "02": ["01"], "03": ["01", "02"], "04": ["01", "02", "03"]}
     assert ids(index.select(Selector(user="ada", opened_before=11.0))) == ["01"]
+
+
+def test_a_client_that_names_its_user_later() -> None:
+    """It is found by its new user, and no more by the old one; what it was otherwise stays."""
+    client, other = FakeClient("01", None, "a"), FakeClient("02", "ada", "a")
+    index = index_of(client, other)
+    opened_at = index.opened_at("01")
+    index.identify(client, "ada")
+    index.identify(other, "bob")
+    index.identify(FakeClient("03", None), "ada")
+    assert ids(index.select(Selector(user="ada"))) == ["01"]
+    assert ids(index.select(Selector(user="bob"))) == ["02"]
+    assert (index.user_of("01"), index.opened_at("01"), len(index)) == ("ada", opened_at, 2)

@@ -11,6 +11,7 @@ from backplane.history.ring import Ring, RingBudget
 from backplane.history.track import Track
 from backplane.history_rules import History
 from backplane.message import Gap, Joined, Message, Place, Position
+from backplane.testing.resume_conformance import compacted
 
 EPOCH = b"epoch  1"
 OTHER = b"epoch  2"
@@ -156,7 +157,23 @@ def test_a_position_is_resumed() -> None:
     assert [data(kept, position(number), 3) for number in (2, 3, 4, 5)] == [["3", "4", "5"], ["4", "5"], ["5"], []]
 
 
-@pytest.mark.parametrize("since", ["garbage", position(1), str(Position(EPOCH, 4, 41))])
+def test_a_compact_position_is_resumed() -> None:
+    """It is passed as text as any position is, gets the same, and is where the subscriber begins."""
+    kept = channel(3, 4, 5)
+    for number in (2, 3, 4, 5):
+        compact = compacted(place(number))
+        since = str(compact)
+        assert beginning(kept, Start.of(since, 3)) == beginning(kept, Start.of(position(number), 3))
+        assert str(beginning(kept, Start.of(since, 3)).joined.position) == since
+        assert not needs_ring(kept, Start.of(since, 0))
+        assert unknown_start(kept, Start.of(since, 0), follows=False) is None
+    ahead = str(compacted(place(6)))
+    assert str(unknown_start(kept, Start.of(ahead, 0), follows=False)) == ahead
+
+
+@pytest.mark.parametrize(
+    "since", ["garbage", position(1), str(Position(EPOCH, 4, 41)), str(compacted(Position(EPOCH, 4, 41)))]
+)
 def test_a_position_that_is_not_found_is_a_gap(since: str) -> None:
     """It is not resumed; the reason is stated, and then `rewind` comes."""
     kept = channel(3, 4, 5)
@@ -183,6 +200,7 @@ def test_a_history_that_could_not_be_read_is_the_reason() -> None:
         (position(3), ["5"], True),
         (str(Position(OTHER, 1, 1)), ["5"], True),
         (position(5), [], True),
+        (str(compacted(place(5))), [], True),
     ],
 )
 def test_latest_values(since: str | None, given: list[str], resumed: bool) -> None:

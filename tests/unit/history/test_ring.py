@@ -9,6 +9,7 @@ import pytest
 
 from backplane.history.ring import Ring, RingBudget
 from backplane.message import Message, Place, Position
+from backplane.testing.resume_conformance import compacted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -550,6 +551,86 @@ def test_a_position_after_the_newest_entry_is_known_until_another_one_follows() 
     assert data(made.after(unnamed)) == ["9"]
     made.fill_after(Position(EPOCH, 2, 12345), entries(9, 9), place(9))  # the read lacks what the ring has
     assert made.after(Position(EPOCH, 2, 12345)) is None
+
+
+# -- compact positions -------------------------------------------------------------------------------------------------
+
+SHORTS = 65_535  # two checks with this difference have the same short form
+
+
+def test_a_compact_position_is_found_where_the_whole_one_is() -> None:
+    """The newest, one that is held, the one before the oldest, that of an empty channel; and no other."""
+    made = filled(3, 5)
+    for number in range(2, 6):
+        position = Position(EPOCH, number, 10 * number)
+        assert data(made.after(compacted(position))) == data(made.after(position)) is not None
+        for lost in (
+            Position(EPOCH, number, 10 * number + 1),
+            Position(OTHER, number, 10 * number),
+            Position(EPOCH, 1, 10 * number),
+            Position(EPOCH, 9, 10 * number),
+        ):
+            assert made.after(compacted(lost)) is None
+    assert data(filled(1, 2).after(compacted(Position(EPOCH, 0, 0)))) == ["1", "2"]
+    made = ring()
+    made.clear(place(7))
+    assert (data(made.after(compacted(place(7)))), made.after(compacted(place(6)))) == ([], None)
+
+
+@pytest.mark.parametrize("number", [2, 4, 5], ids=["before the oldest", "held", "newest"])
+def test_a_compact_position_makes_no_other_one_known(number: int) -> None:
+    """A whole position that it equals, of a message that was lost, is not found after it was asked for."""
+    made = filled(3, 5)
+    lost = Position(EPOCH, number, 10 * number + SHORTS)
+    for _ in range(2):
+        assert data(made.after(compacted(lost))) == [str(later) for later in range(number + 1, 6)]
+        assert made.after(lost) is None
+
+
+def test_a_compact_position_that_was_read_is_found_as_such_alone() -> None:
+    """What came after it is known of every compact one that equals it, and of a whole one only once that was read."""
+    made = ring()
+    for number in (1, 5, 7):
+        made.append(place(number, before_check=False), message(number))
+    read = [(place(number), message(number)) for number in (5, 7)]
+    whole = Position(EPOCH, 3, 12345)
+    made.fill_after(compacted(whole), read, place(7))
+    lost = Position(EPOCH, 3, 12345 + SHORTS)
+    assert data(made.after(compacted(whole))) == data(made.after(compacted(lost))) == ["5", "7"]
+    assert (made.after(whole), made.after(lost), made.after(compacted(Position(EPOCH, 3, 12346)))) == (None, None, None)
+    made.fill_after(whole, read, place(7))
+    assert data(made.after(compacted(whole))) == data(made.after(whole)) == ["5", "7"]
+    assert made.after(lost) is None
+
+
+def test_no_loss_goes_unnoticed_but_for_equal_short_checks() -> None:
+    """At random: a compact position is found exactly where a whole one with the same short check is."""
+    choose = random.Random(18)
+    found = refused = 0
+    for _ in range(300):
+        made, passed = ring(choose.randint(1, 6)), [Place(EPOCH, 0, 0)]
+        lost: list[Place] = []
+        first = choose.choice((1, 3))
+        last = Place(EPOCH, first - 1, (first - 1) and 7)
+        made.clear(last)
+        for _ in range(choose.randint(1, 30)):
+            if choose.random() < 0.2 and last.before is not None and last.before_check is not None:  # a failover
+                lost.append(last)
+                last = Place(EPOCH, last.before, last.before_check)
+                made.clear(last)
+            check = choose.choice((choose.randrange(1 << 32), choose.randint(0, 3) * SHORTS + 1))
+            last = Place(EPOCH, last.offset + 1, check, last.offset, last.check if choose.random() < 0.9 else None)
+            made.append(last, message(last.offset))
+            passed.append(last)
+            for position in (*passed, *lost):
+                whole, compact = made.after(position), made.after(compacted(position))
+                equal = [one for one in passed if one.compact == position.compact and made.after(one) is not None]
+                assert (compact is not None) == bool(equal)
+                if whole is not None:
+                    assert data(compact) == data(whole)
+                found += whole is not None
+                refused += compact is None
+    assert min(found, refused) > 1000
 
 
 def received(made: Ring, *numbers: int) -> None:

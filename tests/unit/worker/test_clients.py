@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from backplane.control.client_index import ClientIndex
 from backplane.errors import ClosedError, TooManyConnectionsError
 from backplane.log_bursts import LogBursts
 from backplane.statistics import Counters
@@ -202,3 +203,15 @@ async def test_a_client_that_cannot_be_closed(caplog: pytest.LogCaptureFixture) 
     assert [line.partition(" at test_clients.py")[0] for line in caplog.messages] == [
         "a client could not be closed: KeyError"
     ]
+
+
+@pytest.mark.parametrize("user", ["ada", None])
+async def test_a_client_that_names_its_user_later(user: str | None) -> None:
+    """Commands find it by its user from then on; without commands, or a user, nothing changes."""
+    worker, client = Worker(), FakeClient()
+    worker.clients.identify(client)
+    worker.clients.index = ClientIndex()
+    worker.register(client, None)
+    client.user = user
+    worker.clients.identify(client)
+    assert worker.clients.index.user_of(client.id) == user

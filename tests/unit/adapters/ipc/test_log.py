@@ -18,7 +18,8 @@ import pytest
 from backplane.adapters.ipc import log_reader, log_writer
 from backplane.errors import BrokerError, BrokerUnavailableError, PublishError
 from backplane.history_rules import History, HistoryRules
-from backplane.message import Place, Position
+from backplane.message import Place, Position, ShortCheck
+from backplane.testing.resume_conformance import compacted
 from tests.unit.adapters.ipc.processes import MEBIBYTE, Process, Worker, folder_of, no_garbage_collection, wait_until
 
 if TYPE_CHECKING:
@@ -218,12 +219,15 @@ async def test_limits_of_a_recall_keep_the_nearest_messages(url: str, stack: Asy
     keeper = await stack.enter_async_context(Keeper(url))
     positions = [(await keeper.keep("kept", b"%d" % number * 1000)).position for number in range(5)]
     recall = keeper.adapter.recall
+    assert positions[0] is not None
     for limit, max_bytes, after, expected in (
         (2, MEBIBYTE, positions[0], [1, 2]),
+        (2, MEBIBYTE, compacted(positions[0]), [1, 2]),
         (2, MEBIBYTE, None, [3, 4]),
         (100, 1500, positions[0], [1, 2]),
         (100, 1500, None, [3, 4]),
         (0, MEBIBYTE, positions[0], []),
+        (0, MEBIBYTE, compacted(positions[0]), []),
         (0, MEBIBYTE, None, []),
     ):
         recalled = await recall("kept", RULE, after=after, limit=limit, max_bytes=max_bytes)
@@ -234,6 +238,7 @@ async def test_limits_of_a_recall_keep_the_nearest_messages(url: str, stack: Asy
             assert before is not None
             assert item.place == positions[number]
             assert (item.place.before, item.place.before_check) in ((before.offset, before.check), (None, None))
+            assert not isinstance(item.place.before_check, ShortCheck)
 
 
 async def test_a_key_is_used_once_by_all_processes(url: str, stack: AsyncExitStack) -> None:
@@ -352,14 +357,21 @@ async def test_a_channel_whose_messages_were_removed_resumes_from_its_last_posit
     last = (await keeper.keep("kept", b"last")).position
     for _ in range(20):
         await keeper.keep("kept other", bytes(MEBIBYTE // 10))
-    recalled = await keeper.recall("kept", last)
-    assert (recalled.found, recalled.items, recalled.top) == (True, [], last)
+    assert last is not None
+    for after in (last, compacted(last)):
+        recalled = await keeper.recall("kept", after)
+        assert (recalled.found, recalled.items, recalled.top) == (True, [], last)
+        assert not recalled.top.is_compact
     assert not (await keeper.recall("kept", old)).found
     assert (await keeper.recall("kept")).items == []
     nothing = (await keeper.recall("kept never")).top
     await keeper.keep("kept", b"new")
-    recalled = await keeper.recall("kept", last)
-    assert (recalled.found, [item.payload for item in recalled.items]) == (True, [b"new"])
+    for after in (last, compacted(last)):
+        recalled = await keeper.recall("kept", after)
+        assert (recalled.found, [item.payload for item in recalled.items]) == (True, [b"new"])
+        place = recalled.items[0].place
+        assert (place.before, place.before_check) == (last.offset, last.check)
+        assert not isinstance(place.before_check, ShortCheck)
     await keeper.keep("kept never", b"first")
     recalled = await keeper.recall("kept never", nothing)
     assert (recalled.found, [item.payload for item in recalled.items]) == (True, [b"first"])

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from backplane.adapters.ipc.log_index import ChannelRecords, KeyTable, KeyUse, LogIndex
 from backplane.message import Position
+from backplane.testing.resume_conformance import compacted
 
 _EPOCH = b"epoch..."
 
 
 def _after(records: ChannelRecords, offset: int, check: int, *, oldest: int = 0, end: int = 1000) -> int | None:
-    return records.after(Position(_EPOCH, offset, check), lambda offset: offset + 1, oldest, end)
+    position = Position(_EPOCH, offset, check)
+    found = records.after(position, lambda offset: offset + 1, oldest, end)
+    assert records.after(compacted(position), lambda offset: offset + 1, oldest, end) == found
+    return found
 
 
 def test_a_position_is_found_by_offset_and_check() -> None:

@@ -18,6 +18,7 @@ from backplane.broadcaster import Recalled
 from backplane.errors import BrokerError, BrokerUnavailableError
 from backplane.history_rules import HistoryRules
 from backplane.testing import RecordingSink
+from backplane.testing.resume_conformance import compacted
 from tests.unit.adapters.kafka.doubles import Tasks
 from tests.unit.adapters.kafka.memory_log import MemoryLink, MemoryLog
 from tests.unit.doubles import until_idle
@@ -143,7 +144,11 @@ class World:
     async def _ask_once(self, process: Process) -> None:
         key = self._rng.choice(KEYS[:3])
         asked = self._rng.choice(self._given[-40:]) if self._given and self._rng.random() < 0.7 else None
-        recalled = await process.recall(key, asked and asked[1], self._rng.choice((0, 2, 100)))
+        after = asked and asked[1]
+        if after is not None and len(self._given) % 2:
+            after = compacted(after)
+        recalled = await process.recall(key, after, self._rng.choice((0, 2, 100)))
+        assert not any(position.is_compact for position in (recalled.top, *(item.place for item in recalled.items)))
         if asked is None:
             assert recalled.found
             self._judge_newest(key, recalled)

@@ -18,6 +18,7 @@ from backplane.adapters.redis.server_info import ServerInfo
 from backplane.errors import BrokerError, BrokerUnavailableError, ConfigurationError
 from backplane.history_rules import History
 from backplane.message import Position
+from backplane.testing.resume_conformance import compacted
 from tests.unit.adapters.redis.recorded_links import publisher
 from tests.unit.doubles import until_idle
 
@@ -115,6 +116,9 @@ def test_recall_passes_the_position() -> None:
     assert found[5:7] == [b"2500", b"86400000"]
     assert found[8:] == [b"20", b"4096", EPOCH, b"%d" % 2**63, b"\xde\xad\xbe\xef"]
     assert arguments(used.recall("room", RULE, None, 0, 1))[8:] == [b"0", b"1"]
+    for check, short in ((0xDEADBEEF, b"\x9d\x9e"), (65_534, b"\xff\xff"), (65_535, b"\0\1"), (0, b"\0\0\0\0")):
+        compact = compacted(Position(EPOCH, 7, check))
+        assert arguments(used.recall("room", RULE, compact, 20, 4096))[8:] == [b"20", b"4096", EPOCH, b"7", short]
 
 
 def test_receipt_of_a_repetition_names_the_first() -> None:

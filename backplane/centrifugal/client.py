@@ -1,0 +1,539 @@
+"""One client of the Centrifugal client protocol: its commands, its pushes, its end.
+
+Commands that wait run side by side, each for 4 s at most, since an SDK waits 5 s for a reply. Of one connection the
+publishes keep their order, an unsubscribe waits for a subscribe of the same channel, and a subscribe reply precedes
+every publication of its channel: what arrives before it is held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from backplane.centrifugal.codes import (
+    ALREADY_SUBSCRIBED,
+    BAD_REQUEST,
+    INTERNAL,
+    PERMISSION_DENIED,
+    TOO_MANY_REQUESTS,
+    UNRECOVERABLE_POSITION,
+    Disconnect,
+    Unsubscribe,
+    close_frame,
+    error_of,
+)
+from backplane.centrifugal.encoding import BadFrameError
+from backplane.centrifugal.expiry import expiry_fields, seconds_left
+from backplane.centrifugal.subscriptions import Recovery, SdkSubscription
+from backplane.centrifugal.values import as_json
+from backplane.close_codes import CloseCode
+from backplane.connection.receiver import bucket_of
+from backplane.errors import ClosedError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from backplane.centrifugal.encoding import Command, Encoding
+    from backplane.centrifugal.service import Service
+    from backplane.connection.connection import Connection
+    from backplane.connection.driver import ConnectionDriver
+    from backplane.connection.envelope import EnvelopeFunction
+    from backplane.connection.rate import TokenBucket
+    from backplane.fanout.batch import Batch
+    from backplane.message import Gap, Joined
+    from backplane.presence_types import Who
+
+__all__ = ["SdkClient"]
+
+logger: Final = logging.getLogger("backplane.centrifugal.client")
+
+# An SDK waits 5 s for a reply, and then drops the connection.
+_COMMAND_SECONDS: Final = 4.0
+# So long a client may take to its connect command.
+_STALE_SECONDS: Final = 15.0
+# So many commands of one client run at a time: an SDK subscribes to all its channels at once when it comes back.
+_MOST_RUNNING: Final = 1_024
+# An SDK refreshes its token after `ttl`, and needs a moment for it.
+_REFRESH_SECONDS: Final = 25.0
+
+
+class SdkClient:
+    """One client. It is the `ClientProtocol` of its connection.
+
+    Args:
+        service: What the application has configured, and what commands do.
+        encoding: In which the client speaks.
+        native_pings: The client wants pings of WebSocket in place of the protocol's.
+
+    Attributes:
+        connection: The connection, once it is accepted.
+        encoding: As above.
+        held: The channels whose messages are not sent at present.
+        identify: Takes the user of the client, where its token or a hook names it.
+        pong_seconds: As the service has it.
+    """
+
+    __slots__ = (
+        "_awaits_pong",
+        "_bucket",
+        "_driver",
+        "_joining",
+        "_native_pings",
+        "_permits",
+        "_room",
+        "_running",
+        "_service",
+        "_stale",
+        "_state",
+        "_subscriptions",
+        "_user",
+        "connection",
+        "encoding",
+        "held",
+        "identify",
+    )
+
+    connection: Connection
+    identify: Callable[[Who], Awaitable[None]]
+
+    def __init__(self, service: Service, encoding: Encoding, *, native_pings: bool = False) -> None:
+        self._service = service
+        self.encoding: Encoding = encoding
+        self._native_pings = native_pings
+        self._driver: ConnectionDriver | None = None
+        self._state = "new"  # then "refused" or "connected"
+        self._subscriptions: dict[str, SdkSubscription] = {}
+        self.held: dict[str, list[Batch] | None] = {}
+        self._joining: dict[str, asyncio.Future[None]] = {}
+        self._running = 0
+        self._room: asyncio.Future[None] | None = None
+        self._permits: asyncio.Lock | None = None
+        self._awaits_pong = False
+        self._stale: asyncio.TimerHandle | None = None
+        self._user: str | None = None
+        self._bucket: TokenBucket | None = None
+
+    # --- the connection: backplane.connection.client_protocol ---
+
+    @property
+    def pong_seconds(self) -> float:
+        """How long the client may take to answer a ping."""
+        return self._service.pong_seconds
+
+    @property
+    def envelope(self) -> EnvelopeFunction:
+        """Returns the push of a message."""
+        return self._service.envelopes[self.encoding.name]
+
+    @property
+    def pings(self) -> bool:
+        """Whether the client is pinged by messages of this protocol."""
+        return not self._native_pings
+
+    def begin(self, driver: ConnectionDriver) -> None:
+        """Take the connection."""
+        self._driver = driver
+
+    def joined(self, joined: Joined) -> None:
+        """Take the notice of a join: of a subscribe, or of a command of the application for this connection."""
+        subscription = self._subscriptions.get(joined.channel)
+        if subscription is None:
+            subscription = SdkSubscription(joined.channel, Recovery({}), is_server_side=True)
+            self._subscriptions[joined.channel] = subscription
+            self.held[joined.channel] = []
+            asyncio.get_running_loop().call_soon(self._announce, subscription)
+        subscription.joined = joined
+
+    def missed(self, batch: Batch) -> None:
+        """Take what a join gives back: it is part of the reply."""
+        self._subscriptions[batch[0].channel].missed = batch
+
+    def left(self, channel: str) -> None:
+        """Notify the client that the application let it leave a channel."""
+        if (subscription := self._remove(channel)) is not None:
+            self._push_unsubscribe(subscription.channel, Unsubscribe.SERVER, "server unsubscribe")
+
+    def gap(self, gap: Gap) -> None:
+        """Notify the client, in its turn, that messages may be missing.
+
+        Until then it gets nothing more of the channel: its position must not move beyond the gap.
+        """
+        channel = gap.channel
+        subscription = self._subscriptions.get(channel)
+        held = self.held.get(channel, ())
+        if subscription is None or held is None:  # it is to be notified already
+            return
+        if subscription.joined is None:  # it begins after the gap
+            self.held[channel] = []
+            return
+        assert self._driver is not None
+        self.held[channel] = None
+        if subscription.is_server_side:
+            self._driver.closing.close_in_turn(CloseCode.MESSAGES_MISSED, "")
+        else:
+            policy = self._driver.policy
+            subscription.on_turn = self._lost
+            subscription.turn = policy.turns.put(subscription, policy.reload_delay())
+
+    def message(self, data: str | bytes) -> str | bytes | None:
+        """Return the push of what the application sends to this client alone."""
+        return self.encoding.push("", "message", {"data": self.encoding.embed(data, is_json=False)})
+
+    def ping(self) -> str | bytes:
+        """Return a ping, whose answer is expected."""
+        self._awaits_pong = True
+        return self.encoding.ping
+
+    def close_frame(self, code: int, reason: str) -> tuple[int, str]:
+        """Return the close code of this protocol."""
+        return close_frame(code, reason)
+
+    # --- callbacks ---
+
+    def opened(self, connection: Connection) -> None:
+        """Wait for the connect command."""
+        self.connection = connection
+        assert self._driver is not None
+        self._bucket = bucket_of(self._driver.policy.limits)
+        self._stale = asyncio.get_running_loop().call_later(_STALE_SECONDS, self._close_soon, Disconnect.STALE, "stale")
+
+    def closed(self, _: Connection) -> None:
+        """End: drop what refers to this."""
+        if self._stale is not None:
+            self._stale.cancel()
+        for channel in tuple(self._subscriptions):
+            self._remove(channel)
+        self._driver = None
+
+    async def received(self, connection: Connection, frame: str | bytes) -> None:
+        """Take one frame: its commands, in their order."""
+        try:
+            commands = self.encoding.decode(frame)
+        except BadFrameError:
+            return await connection.close(Disconnect.BAD_REQUEST, "bad request")
+        for command in commands:
+            if connection.is_over:
+                return
+            if not await self._take(command):
+                await connection.close(Disconnect.BAD_REQUEST, "bad request")
+
+    async def _take(self, command: Command) -> bool:
+        """Carry out a command, or begin to; return whether it is legal."""
+        if self._state == "refused":
+            return True
+        if not command.name:
+            awaited, self._awaits_pong = self._awaits_pong, False
+            return awaited
+        if self._state == "new":
+            if command.name != "connect" or not command.id:
+                return False
+            await self._answer(command, self._connect)
+            return True
+        handler = self._handlers.get(command.name)
+        if handler is None or not (command.id or command.name == "send"):
+            return False
+        if command.oversized:
+            self._reply_error(command, BAD_REQUEST)
+            return True
+        if self._bucket is not None and not self._bucket.take(asyncio.get_running_loop().time()):
+            self._reply_error(command, TOO_MANY_REQUESTS)
+            return True
+        while self._running >= _MOST_RUNNING:
+            self._room = self._room or asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._room])
+        self._running += 1
+        self.connection.spawn(self._run(command, handler))
+        return True
+
+    @property
+    def user(self) -> str | None:
+        """The user of the client, from its token or a hook, or from the handler of the endpoint."""
+        return self._user or (None if self._driver is None else self._driver.user)
+
+    async def name_user(self, who: Who) -> None:
+        """Take the user of the client, which its token or a hook names.
+
+        Raises:
+            TooManyConnectionsError: The user has as many connections as are allowed.
+        """
+        self._user = who.user
+        await self.identify(who)
+
+    @property
+    def _handlers(self) -> Mapping[str, Callable[[Command], Awaitable[Mapping[str, Any] | None]]]:
+        return {
+            "subscribe": self._subscribe,
+            "unsubscribe": self._unsubscribe,
+            "publish": self._publish,
+            "presence": self._presence,
+            "presence_stats": self._presence_stats,
+            "history": self._history,
+            "rpc": self._rpc,
+            "send": self._send,
+            "refresh": self._refresh,
+            "sub_refresh": self._sub_refresh,
+        }
+
+    async def _run(self, command: Command, handler: Callable[[Command], Awaitable[Mapping[str, Any] | None]]) -> None:
+        try:
+            await self._answer(command, handler)
+        finally:
+            self._running -= 1
+            room, self._room = self._room, None
+            if room is not None and not room.done():
+                room.set_result(None)
+
+    async def _answer(
+        self, command: Command, handler: Callable[[Command], Awaitable[Mapping[str, Any] | None]]
+    ) -> None:
+        """Carry out a command within its time, and reply."""
+        try:
+            async with asyncio.timeout(_COMMAND_SECONDS):
+                result = await handler(command)
+        except ClosedError:
+            if not self.connection.is_over:
+                self._reply_error(command, INTERNAL)
+        except Exception as error:
+            known = error_of(error)
+            if known is None:
+                self._service.log_failure(command.name, self.connection, error)
+            self._reply_error(command, known or INTERNAL)
+        else:
+            if result is not None:
+                self._transmit(self.encoding.reply(command.id, command.name, result))
+                self._replied(command)
+
+    def _replied(self, command: Command) -> None:
+        """Send what was held for the reply."""
+        if command.name == "connect":
+            for subscription in self._subscriptions.values():
+                self._release(subscription)
+        elif command.name == "subscribe" and (found := self._subscriptions.get(command.body["channel"])) is not None:
+            self._release(found)
+
+    # --- commands ---
+
+    async def _connect(self, command: Command) -> Mapping[str, Any] | None:
+        body = command.body
+        self._state = "refused"  # until it is accepted, for whatever reason it is not
+        accepted = await self._service.accept(self, body)
+        if accepted is None:
+            return None
+        result: dict[str, Any] = {"client": self.connection.id, "version": self._service.version}
+        if accepted.data is not None:
+            result["data"] = as_json(self.encoding, accepted.data)
+        if accepted.expires_at is not None:
+            self.connection.expire_at(accepted.expires_at + _REFRESH_SECONDS)
+            result |= expiry_fields(accepted.expires_at)
+        if self.pings:
+            result |= {"ping": self._service.ping_seconds, "pong": True}
+        if accepted.channels:
+            result["subs"] = await self._join_all(accepted.channels, body.get("subs") or {})
+        if self._stale is not None:
+            self._stale.cancel()
+            self._stale = None
+        self._state = "connected"
+        return result
+
+    async def _join_all(self, channels: Sequence[str], requests: Mapping[str, Any]) -> dict[str, Any]:
+        """Join the channels that the server subscribes the client to."""
+        found = [
+            SdkSubscription(
+                channel, await self._service.recovery(channel, requests.get(channel) or {}), is_server_side=True
+            )
+            for channel in dict.fromkeys(channels)
+        ]
+        try:
+            ends = await asyncio.gather(*map(self._join, found), return_exceptions=True)
+        except asyncio.CancelledError:
+            self._leave_all(found)
+            raise
+        for error in ends:
+            if error is not None:
+                self._leave_all(found)
+                raise error
+        return {subscription.channel: subscription.result(self.encoding) for subscription in found}
+
+    def _leave_all(self, subscriptions: Sequence[SdkSubscription]) -> None:
+        for subscription in subscriptions:
+            self._leave(subscription.channel)
+
+    async def _subscribe(self, command: Command) -> Mapping[str, Any]:
+        body = command.body
+        channel = body["channel"]
+        if channel in self._subscriptions or channel in self._joining:
+            raise ALREADY_SUBSCRIBED.error()
+        if body.get("type") or body.get("tf") or body.get("delta"):
+            raise BAD_REQUEST.error()
+        done = self._joining[channel] = asyncio.get_running_loop().create_future()
+        try:
+            permission = await self._service.may_subscribe(self, channel, body.get("token", ""))
+            subscription = SdkSubscription(channel, await self._service.recovery(channel, body))
+            if body.get("join_leave"):
+                subscription.shows_presence = await self._service.shows_presence(self.connection, channel)
+            await self._join(subscription)
+        finally:
+            del self._joining[channel]
+            done.set_result(None)
+        if subscription.recovery.rejects and subscription.keeps_history and subscription.is_lost:
+            self._leave(channel)
+            raise UNRECOVERABLE_POSITION.error()
+        if subscription.shows_presence:
+            self._service.audiences.add(channel, self)
+        result = subscription.result(self.encoding)
+        if permission is not None:
+            if permission.data is not None:
+                result["data"] = as_json(self.encoding, permission.data)
+            if permission.expires_at is not None:
+                self._expire(subscription, permission.expires_at)
+                result |= expiry_fields(permission.expires_at)
+        return result
+
+    async def _join(self, subscription: SdkSubscription) -> None:
+        channel = subscription.channel
+        self._subscriptions[channel] = subscription
+        self.held[channel] = []
+        try:
+            await self.connection.join(channel, since=subscription.recovery.since)
+        except BaseException:
+            self._remove(channel)
+            raise
+
+    async def _unsubscribe(self, command: Command) -> Mapping[str, Any]:
+        channel = command.body["channel"]
+        while (joining := self._joining.get(channel)) is not None:
+            await asyncio.wait([joining])
+        subscription = self._subscriptions.get(channel)
+        if subscription is not None and not subscription.is_server_side:
+            self._leave(channel)
+        return {}
+
+    async def _publish(self, command: Command) -> Mapping[str, Any]:
+        channel, data = command.body["channel"], command.body.get("data", b"")
+        if self._permits is None:
+            self._permits = asyncio.Lock()
+        async with self._permits:
+            await self._service.check(self.connection, "publish", channel)
+        await self._service.publish(channel, self.encoding, data)
+        return {}
+
+    async def _presence(self, command: Command) -> Mapping[str, Any]:
+        channel = command.body["channel"]
+        await self._service.check(self.connection, "presence", channel)
+        return {"presence": await self._service.presence(channel, self.encoding)}
+
+    async def _presence_stats(self, command: Command) -> Mapping[str, Any]:
+        channel = command.body["channel"]
+        await self._service.check(self.connection, "presence", channel)
+        return await self._service.presence_stats(channel)
+
+    async def _history(self, command: Command) -> Mapping[str, Any]:
+        channel = command.body["channel"]
+        await self._service.check(self.connection, "history", channel)
+        return await self._service.history(channel, command.body, self.encoding)
+
+    async def _rpc(self, command: Command) -> Mapping[str, Any]:
+        body = command.body
+        data = await self._service.rpcs.call(body.get("method", ""), self.connection, body.get("data", b""))
+        return {"data": self.encoding.embed(data, is_json=True)}
+
+    async def _send(self, command: Command) -> None:
+        await self._service.message(self.connection, command.body.get("data", b""))
+
+    async def _refresh(self, command: Command) -> Mapping[str, Any] | None:
+        expires_at = await self._service.refresh(self, command.body.get("token", ""))
+        self.connection.expire_at(None if expires_at is None else expires_at + _REFRESH_SECONDS)
+        return {"client": self.connection.id, "version": self._service.version} | expiry_fields(expires_at)
+
+    async def _sub_refresh(self, command: Command) -> Mapping[str, Any]:
+        channel = command.body.get("channel")
+        if not channel:  # centrifuge-python 0.5 sends none
+            raise BAD_REQUEST.error()
+        subscription = self._subscriptions.get(channel)
+        if subscription is None:
+            raise PERMISSION_DENIED.error()
+        permission = await self._service.may_subscribe(self, channel, command.body.get("token", ""))
+        expires_at = None if permission is None else permission.expires_at
+        if self._subscriptions.get(channel) is subscription:
+            self._expire(subscription, expires_at)
+        return expiry_fields(expires_at)
+
+    # --- subscriptions ---
+
+    def _announce(self, subscription: SdkSubscription) -> None:
+        """Notify the client that the application let it join a channel."""
+        if self._subscriptions.get(subscription.channel) is subscription:
+            result = subscription.result(self.encoding)
+            self._transmit(self.encoding.push(subscription.channel, "subscribe", result))
+            self._release(subscription)
+
+    def _release(self, subscription: SdkSubscription) -> None:
+        """Send what came before the reply."""
+        held = self.held.get(subscription.channel)
+        if held is None:  # a gap came meanwhile, and nothing more is sent
+            return
+        del self.held[subscription.channel]
+        for batch in held:
+            assert self._driver is not None
+            self._driver.offer(batch)
+
+    def _lost(self, subscription: SdkSubscription) -> None:
+        """Let the client subscribe again: it learns by that whether what it missed can be given back."""
+        subscription.turn = None
+        self._end(subscription, Unsubscribe.INSUFFICIENT_STATE, "insufficient state")
+
+    def _expire(self, subscription: SdkSubscription, expires_at: float | None) -> None:
+        """End the subscription some time after its permission, if that is not renewed."""
+        if subscription.expiry is not None:
+            subscription.expiry.cancel()
+            subscription.expiry = None
+        if expires_at is not None:
+            seconds = seconds_left(expires_at) + _REFRESH_SECONDS
+            subscription.expiry = asyncio.get_running_loop().call_later(
+                seconds, self._end, subscription, Unsubscribe.EXPIRED, "subscription expired"
+            )
+
+    def _end(self, subscription: SdkSubscription, code: Unsubscribe, reason: str) -> None:
+        if self._subscriptions.get(subscription.channel) is subscription:
+            self._leave(subscription.channel)
+            self._push_unsubscribe(subscription.channel, code, reason)
+
+    def _leave(self, channel: str) -> None:
+        self._remove(channel)
+        if self._driver is not None:
+            self._driver.leave_now(channel)
+
+    def _remove(self, channel: str) -> SdkSubscription | None:
+        subscription = self._subscriptions.pop(channel, None)
+        self.held.pop(channel, None)
+        if subscription is not None:
+            if subscription.shows_presence:
+                self._service.audiences.discard(channel, self)
+            if subscription.expiry is not None:
+                subscription.expiry.cancel()
+            if subscription.turn is not None and self._driver is not None:
+                self._driver.policy.turns.remove(subscription, subscription.turn)
+                subscription.turn = None
+        return subscription
+
+    # --- sending ---
+
+    def push(self, data: str | bytes) -> None:
+        """Send a push."""
+        self._transmit(data)
+
+    def _push_unsubscribe(self, channel: str, code: Unsubscribe, reason: str) -> None:
+        self._transmit(self.encoding.push(channel, "unsubscribe", {"code": int(code), "reason": reason}))
+
+    def _reply_error(self, command: Command, error: Any) -> None:
+        if command.id:
+            self._transmit(self.encoding.error(command.id, error.code, error.message, error.temporary))
+
+    def _transmit(self, data: str | bytes) -> None:
+        if self._driver is not None and not self._driver.is_over:
+            self._driver.transmit(data)
+
+    def _close_soon(self, code: int, reason: str) -> None:
+        if self._driver is not None:
+            self._driver.closing.close(code, reason)

@@ -1,0 +1,18 @@
+"""What the protocol states of a permission that runs out: `expires`, and how many whole seconds are left."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+__all__ = ["expiry_fields", "seconds_left"]
+
+
+def seconds_left(expires_at: float) -> float:
+    """Return how many seconds a permission still lasts."""
+    return max(0.0, expires_at - time.time())
+
+
+def expiry_fields(expires_at: float | None) -> dict[str, Any]:
+    """Return the fields of a result; none where nothing runs out. A `ttl` is 1 at least."""
+    return {} if expires_at is None else {"expires": True, "ttl": max(1, int(seconds_left(expires_at)))}
