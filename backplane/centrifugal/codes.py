@@ -66,7 +66,8 @@ class CommandError(Exception):
     """
 
     def __init__(self, code: int, message: str, *, temporary: bool = False) -> None:
-        if isinstance(code, bool) or code not in _OF_APPLICATIONS:
+        unchecked: object = code
+        if isinstance(unchecked, bool) or not isinstance(unchecked, int) or code not in _OF_APPLICATIONS:
             raise ConfigurationError(f"the code of an error of the application is 400 to 1999, not {code!r:.100}")
         super().__init__(message)
         self.code: int = code
