@@ -8,7 +8,6 @@ every publication of its channel: what arrives before it is held.
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from backplane.centrifugal.codes import (
@@ -45,8 +44,6 @@ if TYPE_CHECKING:
     from backplane.presence_types import Who
 
 __all__ = ["SdkClient"]
-
-logger: Final = logging.getLogger("backplane.centrifugal.client")
 
 # An SDK waits 5 s for a reply, and then drops the connection.
 _COMMAND_SECONDS: Final = 4.0

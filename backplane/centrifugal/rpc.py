@@ -64,7 +64,8 @@ class RpcRegistry:
                 not annotated, or with a type that pydantic cannot validate in bounded time. The message names the
                 remedy.
         """
-        if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance]
+        unchecked: Any = name
+        if not isinstance(unchecked, str) or not name:
             raise ConfigurationError(f"the name of an RPC is a text of one character or more, not {name!r:.100}")
         if name in self._methods:
             raise ConfigurationError(f"there is an RPC {name!r} already: choose another name for one of the two")

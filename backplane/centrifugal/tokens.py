@@ -251,7 +251,7 @@ def _user(claims: dict[str, Any]) -> str:
             check_user(user)
     except InvalidDataError:
         raise InvalidTokenError("sub is not a text of at most 128 bytes in UTF-8") from None
-    return user
+    return str(user)
 
 
 def _channels(claims: dict[str, Any]) -> tuple[str, ...]:
@@ -278,7 +278,8 @@ def _json(claims: dict[str, Any], name: str) -> Any:
 
 def _names(option: str, value: str | Sequence[str] | None) -> list[str] | None:
     names = [value] if isinstance(value, str) else value
-    if names is not None and (not names or not all(isinstance(name, str) and name for name in names)):  # pyright: ignore[reportUnnecessaryIsInstance]
+    unchecked: Any = names
+    if names is not None and (not names or not all(isinstance(name, str) and name for name in unchecked)):
         raise ConfigurationError(f"{option} is a text, a sequence of texts or None, not {value!r:.100}")
     return None if names is None else list(names)
 

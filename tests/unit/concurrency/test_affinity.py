@@ -136,6 +136,9 @@ SAFE: dict[type, set[str]] = {
     Backplane: {
         "authorize",
         "channel",
+        "has_presence",
+        "keeps",
+        "limits",
         "on_slow",
         "on_state",
         "on_survey",
@@ -149,7 +152,9 @@ SAFE: dict[type, set[str]] = {
     Subscription: {"channels", "context", "id", "is_over", "kind", "position", "resumed", "token", "user"},
     TypedChannel: {"encode", "name"},
 }
-INTERNAL: dict[type, set[str]] = {Subscription: {"end", "gap", "joined", "note_invalid", "offer", "offer_missed"}}
+INTERNAL: dict[type, set[str]] = {
+    Subscription: {"end", "gap", "joined", "leave_now", "note_invalid", "offer", "offer_missed"}
+}
 
 EVERY_USE = pytest.mark.parametrize(
     "use",

@@ -74,7 +74,7 @@ WAYS: dict[str, Callable[[TestClient, str], int]] = {
     "sse": lambda client, path: client.head(path).status_code,
 }
 # What takes away, and what the application calls on its own account.
-NO_WAYS = {"leave", "note_invalid", "position", "update_presence"}
+NO_WAYS = {"leave_now", "leave", "note_invalid", "position", "update_presence"}
 
 
 def test_every_way_is_known() -> None:
