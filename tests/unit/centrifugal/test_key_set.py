@@ -6,13 +6,14 @@ import asyncio
 import json
 import logging
 import threading
+import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from jwt.algorithms import ECAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from backplane import InvalidTokenError, TokenCheckUnavailableError
 from backplane.centrifugal import key_set
@@ -195,6 +196,17 @@ async def test_secret_in_the_key_set(issuer: Issuer) -> None:
         await tokens.connect(jwt.encode({"sub": "ada"}, "x" * 32, algorithm="HS256", headers={"kid": "s"}))
     with pytest.raises(TokenCheckUnavailableError):
         await tokens.connect(token("b"))
+
+
+async def test_weak_key(issuer: Issuer) -> None:
+    """A token signed with an RSA key of 1024 bits is invalid, whatever its issuer publishes."""
+    weak = rsa.generate_private_key(public_exponent=65537, key_size=1024)
+    issuer.extra = [RSAAlgorithm.to_jwk(weak.public_key(), as_dict=True) | {"kid": "w"}]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyJWT warns of the key
+        forged = jwt.encode({"sub": "ada"}, weak, algorithm="RS256", headers={"kid": "w"})
+    with pytest.raises(InvalidTokenError, match="InvalidKeyError"):
+        await JwtTokens(issuer.url, algorithms=["RS256"]).connect(forged)
 
 
 async def test_key_without_a_name(issuer: Issuer) -> None:

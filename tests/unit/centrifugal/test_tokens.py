@@ -28,6 +28,7 @@ from backplane import (
     TokenCheckUnavailableError,
     TokenExpiredError,
 )
+from backplane.centrifugal import tokens as tokens_module
 from backplane.centrifugal.tokens import ConnectClaims, JwtTokens, SubscribeClaims
 
 if TYPE_CHECKING:
@@ -238,6 +239,15 @@ async def test_claim_of_a_wrong_type(claims: object) -> None:
     """A token with a claim of a wrong type, rightly signed, is invalid, and nothing else is raised."""
     with pytest.raises(InvalidTokenError):
         await JwtTokens(SECRET).connect(signed(claims))
+
+
+def test_claim_nested_too_deep() -> None:
+    """A claim that can be read and not written is invalid too: the depth depends on the Python and on its stack."""
+    nested: list[Any] = []
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises(InvalidTokenError, match="info is not JSON"):
+        vars(tokens_module)["_json"]({"info": nested}, "info")
 
 
 @pytest.mark.parametrize("moment", [-1, 0, 1, 1.5, -1e300])
