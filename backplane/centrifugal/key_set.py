@@ -45,14 +45,7 @@ class KeySet:
     def __init__(self, url: str) -> None:
         from jwt import PyJWKClient
 
-        try:
-            parts = urlsplit(url)
-            is_plain = bool(parts.hostname) and parts.username is None and url.isprintable() and " " not in url
-        except ValueError:
-            is_plain = False
-        if not is_plain:
-            raise ConfigurationError("the URL of a JWKS is https://host/path, without a user name and a password")
-        self._host = parts.hostname
+        self._host = _host(url)
         self._client = PyJWKClient(url, cache_jwk_set=False, timeout=_WAIT_SECONDS)
         self._keys: list[PyJWK] = []
         self._fetched_at = float("-inf")
@@ -133,6 +126,17 @@ class KeySet:
             self._has_failed = True
             logger.warning("the keys of %s cannot be fetched: %s", self._host, _reason(error))
         self._fetch.set_result(False)
+
+
+def _host(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname if parts.username is None and url.isprintable() and " " not in url else None
+    except ValueError:
+        host = None
+    if not host:
+        raise ConfigurationError("the URL of a JWKS is https://host/path, without a user name and a password")
+    return host
 
 
 def _reason(error: Exception) -> str:

@@ -61,9 +61,9 @@ def base64url(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
-def signed(claims: object, header: object = None, key: str = SECRET) -> str:
+def signed(claims: object, header: dict[str, Any] | None = None, key: str = SECRET) -> str:
     """Return a token made by hand, of what no library signs: `claims` is its payload, a text as it is."""
-    head = {"alg": "HS256", "typ": "JWT"} | (header if isinstance(header, dict) else {})
+    head = {"alg": "HS256", "typ": "JWT"} | (header or {})
     payload = claims if isinstance(claims, str) else json.dumps(claims)
     text = f"{base64url(json.dumps(head).encode())}.{base64url(payload.encode('utf-8', 'surrogatepass'))}"
     return f"{text}.{base64url(hmac.digest(key.encode(), text.encode(), hashlib.sha256))}"
