@@ -46,7 +46,8 @@ class ConnectClaims:
 
     Attributes:
         user: Names the user, 1 to 128 bytes in UTF-8; empty for an anonymous one.
-        info: Anything JSON that other clients see with the user, in presence, joins and publications.
+        info: Anything JSON, of at most 256 bytes, that other clients see with the user, in presence, joins and
+            publications.
         expires_at: When the connection expires, in seconds since the epoch; `None` for never. The SDK gets a new token
             before that.
         channels: The channels that the server subscribes the client to. They grant nothing else.
