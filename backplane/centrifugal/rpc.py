@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from backplane.centrifugal.codes import (
     BAD_REQUEST,
@@ -29,8 +29,6 @@ __all__ = ["RpcRegistry"]
 
 logger: Final = logging.getLogger("backplane.centrifugal.rpc")
 
-_FunctionT = TypeVar("_FunctionT", bound="Callable[..., Any]")
-
 _POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -44,7 +42,7 @@ class RpcRegistry:
       sends is then ignored.
     - Its result is checked and sent as JSON, in its annotated type: a field that only a subclass has is not sent.
     - `bytes` in either place is the data as it is on the wire, with no validation: for applications whose payloads are
-      Protobuf. To a client that speaks JSON it must be the text of one JSON value.
+      Protobuf. To a client that speaks JSON the text of a JSON value is sent as that, and any other as a JSON string.
 
     It runs in a task of the connection. A plain function runs in the event loop and must not block. SDKs wait 5 s for
     an answer. The dependencies of FastAPI are not supported: take what an RPC needs from `connection.context`, and
@@ -57,19 +55,6 @@ class RpcRegistry:
     def __init__(self, bursts: LogBursts | None = None) -> None:
         self._bursts = bursts or LogBursts()
         self._methods: dict[str, _Method] = {}
-
-    def method(self, name: str) -> Callable[[_FunctionT], _FunctionT]:
-        """Decorate a function that clients call as `name`; it stays as it is.
-
-        Raises:
-            ConfigurationError: As `register`, when the function is decorated.
-        """
-
-        def registered(function: _FunctionT) -> _FunctionT:
-            self.register(name, function)
-            return function
-
-        return registered
 
     def register(self, name: str, function: Callable[..., Any]) -> None:
         """Let clients call `function` as `name`.

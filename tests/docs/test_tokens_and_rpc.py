@@ -7,12 +7,18 @@ from typing import Any, cast
 import pytest
 
 from backplane import Connection, InvalidTokenError, TokenExpiredError
-from backplane.centrifugal.codes import CommandError
+from backplane.centrifugal import CommandError
 from tests.docs.test_guides import DOCS, run
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(not DOCS.is_dir(), reason="the documents are away")]
 
 PAGE = "guides/sdk-clients-tokens-and-rpc.md"
+
+
+@pytest.fixture(autouse=True)
+def url(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bus in the environment, as the page presumes it."""
+    monkeypatch.setenv("BACKPLANE_URL", "memory://tokens-and-rpc")
 
 
 async def test_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +54,7 @@ async def test_own_tokens() -> None:
 
 async def test_rpc() -> None:
     """A client gets an order and the number of orders, the application's error, or what is wrong with its data."""
-    rpcs: Any = run(PAGE, "sdk-rpc")["rpcs"]
+    rpcs: Any = run(PAGE, "sdk-rpc")["centrifugal"]._service.rpcs
     connection = cast("Connection", object())
     assert await rpcs.call("orders.get", connection, b'{"id": 7}') == b'{"id":7,"state":"baking"}'
     assert await rpcs.call("orders.count", connection, b"") == b"1"
