@@ -64,7 +64,7 @@ export class BackplaneSocket extends EventTarget {
     this.#socket = this.#openedAt = null;
     clearTimeout(this.#timer);
     const isFinal = !BackplaneSocket.comesBack(code);
-    const pause = isFinal ? null : Math.random() * Math.min(20_000, 500 * 2 ** this.#tries++); // full jitter
+    const pause = isFinal ? null : Math.random() * Math.min(10_000, 500 * 2 ** this.#tries++); // full jitter
     if (!isFinal) this.#timer = setTimeout(() => this.#connect(), pause);
     else { clearInterval(this.#watch); this.#end.abort(); }
     this.#emit("close", { code, reason, pause });
