@@ -44,7 +44,7 @@ export class BackplaneSocket extends EventTarget {
       if (!isCurrent()) return;
       clearTimeout(this.#timer);
       this.#openedAt = this.#receivedAt = Date.now();
-      if (!hello || this.send(first)) this.#emit("open");
+      if (first == null || this.send(first)) this.#emit("open");
     } catch (error) { // of url or hello
       console.error(error);
       if (isCurrent()) this.#lost(1006, String(error));
