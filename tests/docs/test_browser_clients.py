@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -86,6 +88,15 @@ def test_page_resumes_over_the_end_of_a_worker(tmp_path: Path) -> None:
         "reload room:kitchen",
         *(f"room:kitchen {number}" for number in range(152, 202)),
     ]
+
+
+def test_every_script_parses() -> None:
+    """All JavaScript of the page is valid as it stands there."""
+    scripts = re.findall(r"^```js\n(.*?)^```$", PAGE.text, re.MULTILINE | re.DOTALL)
+    assert len(scripts) == PAGE.text.count("```js") >= 6
+    bodies = [re.sub(r"^import .*$", "", script, flags=re.MULTILINE) for script in scripts]
+    program = f"for (const body of {json.dumps(bodies)}) new Function(body);"
+    subprocess.run([NODE, "--eval", program], check=True, timeout=SECONDS)
 
 
 def test_state_of_a_room() -> None:

@@ -257,24 +257,15 @@ async def test_times(page: Page) -> None:
         assert (await visitor.lost())["reason"] == "silent"
         await page.evaluate("socket.close()")
 
-
-async def test_handshake_without_an_answer(page: Page) -> None:
-    """It is given up after ten seconds of the page's clock, and tried again."""
-    connected = asyncio.Queue[None]()
-
-    async def stay_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connected.put_nowait(None)
-        await reader.read()
-        writer.close()
-
-    silent = await asyncio.start_server(stay_silent, "127.0.0.1", 0)
-    async with silent, visited(page, stopped_clock=True) as (_, visitor):
-        port = silent.sockets[0].getsockname()[1]
-        await visitor.follow(f"'ws://127.0.0.1:{port}'")
-        for _ in range(2):
-            await asyncio.wait_for(connected.get(), SECONDS)
-            await page.clock.run_for(10_000)
-            event = await visitor.lost()
-            assert event["reason"] == "no answer"
-            await page.clock.run_for(event["pause"])
-        await page.evaluate("socket.close()")
+        # A handshake that is not answered.
+        connected = asyncio.Queue[asyncio.StreamWriter]()
+        async with await asyncio.start_server(lambda _, writer: connected.put_nowait(writer), "127.0.0.1", 0) as silent:
+            await visitor.follow(f"'ws://127.0.0.1:{silent.sockets[0].getsockname()[1]}'")
+            for pause in (250, 500):
+                writer = await asyncio.wait_for(connected.get(), SECONDS)
+                await page.clock.run_for(10_000)
+                assert (await visitor.lost(reason="no answer"))["pause"] == pause
+                await page.clock.run_for(pause)
+                writer.close()
+            await page.evaluate("socket.close()")
+            (await asyncio.wait_for(connected.get(), SECONDS)).close()
