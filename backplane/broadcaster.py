@@ -479,7 +479,8 @@ class SupportsHistory(Protocol):
         Args:
             channel: The channel.
             rule: Its rule.
-            after: Return the messages after this position, from the oldest on. With `None` the newest ones.
+            after: Return the messages after this position, from the oldest on. With `None` the newest ones. Its check
+                can be a `ShortCheck`: compare it by `==`, and return it nowhere.
             limit: Most messages; with 0 only `top` and `found` are read.
             max_bytes: Stop after the message with which the payloads exceed this together, and set `more`.
 

@@ -129,13 +129,14 @@ class Position:
 
         It equals the position that it was made from, and is found where that is. It also equals one whose message is
         another with the same short check: of the messages that a broker has lost, and whose offsets it has used again,
-        1 in 65,535 goes unnoticed. The text of a position is exact.
+        1 in 65,535 goes unnoticed, where it is 1 in 4 billion by the text of a position.
 
         Raises:
-            InvalidPositionError: `epoch` has not 8 bytes, or `wire` not 53 bits.
+            InvalidPositionError: `epoch` has not 8 bytes, or `wire` is negative or has more than 53 bits.
         """
         if len(epoch) != _EPOCH_BYTES or not 0 <= wire < _COMPACT_OFFSETS << _SHORT_BITS:
-            raise InvalidPositionError(f"this is no compact position: {epoch!r:.60}, {wire}")
+            sizes = f"an epoch of {len(epoch)} bytes, a number of {wire.bit_length()} bits"
+            raise InvalidPositionError(f"this is no compact position: {sizes}")
         short = wire & _MAX_SHORT
         return Position(epoch, wire >> _SHORT_BITS, ShortCheck(short) if short else 0)
 

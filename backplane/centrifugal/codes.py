@@ -8,7 +8,7 @@ Source: centrifugal.dev, "Server error and disconnect codes". A client comes bac
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from backplane.close_codes import CloseCode
 from backplane.connection.ending import TOO_SLOW
@@ -66,7 +66,7 @@ class CommandError(Exception):
     """
 
     def __init__(self, code: int, message: str, *, temporary: bool = False) -> None:
-        unchecked: object = code
+        unchecked: Any = code
         if isinstance(unchecked, bool) or not isinstance(unchecked, int) or code not in _OF_APPLICATIONS:
             raise ConfigurationError(f"the code of an error of the application is 400 to 1999, not {code!r:.100}")
         super().__init__(message)
@@ -179,7 +179,7 @@ def error_of(error: Exception) -> CommandError | Answer | None:
             return LIMIT_EXCEEDED
         case InvalidChannelError() | InvalidDataError() | InvalidPositionError():
             return BAD_REQUEST
-        case SubscribeError(refused=True):
+        case SubscribeError() if error.refused:
             return PERMISSION_DENIED
         case TimeoutError() | BrokerError():
             return UNAVAILABLE

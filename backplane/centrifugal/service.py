@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
 from pydantic_core import from_json
 
@@ -325,7 +325,7 @@ def _offset(message: Message) -> int:
 
 async def _result(answer: Awaitable[_ResultT] | _ResultT) -> _ResultT:
     """Return what a function or a coroutine function of the application returns."""
-    return await answer if inspect.isawaitable(answer) else answer
+    return cast("_ResultT", await answer if inspect.isawaitable(answer) else answer)
 
 
 def _envelope_of(encoding: Encoding) -> EnvelopeFunction:

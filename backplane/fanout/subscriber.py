@@ -56,7 +56,7 @@ class BaseSubscriber(ABC):
     ) -> None:
         self._hub = hub
         self._rules = rules
-        self._options = options
+        self._options: SubscriberOptions | None = options
         self.context: Any = context
         self._channels: dict[str, None] = {}
         self._detached = False  # it has left every channel, and ends or has ended

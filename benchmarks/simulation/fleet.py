@@ -4,8 +4,8 @@ Nothing is measured here, and nothing waits: the same setup and seed give the sa
 
 The model, and where it is simpler than the world:
 
-- A client that lost its worker waits for a pause between 0 and a bound that doubles with each failed try, as the page
-  of docs/guides/browser-clients.md does, and then asks for a handshake. Clients of one step are spread evenly over
+- A client that lost its worker waits for a pause between 0 and a bound that doubles with each failed try, as
+  backplane/web/client.js does, and then asks for a handshake. Clients of one step are spread evenly over
   their pause; what is left over goes to random steps.
 - A worker takes so many handshakes per second, in the order in which they came; those that are early wait. It does
   nothing else meanwhile. The kernel's queue of unaccepted connections has no bound.

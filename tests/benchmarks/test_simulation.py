@@ -163,13 +163,13 @@ def test_recommended_drain_keeps_a_worker_half_busy() -> None:
         assert clients / workers / setup.drain_seconds <= setup.handshakes_per_second / 2
 
 
-def test_defaults_are_those_of_the_package_and_of_its_page() -> None:
+def test_defaults_are_those_of_the_package_and_of_its_script() -> None:
     """The model drains as `Settings` does, and pauses as the script that browsers are given."""
     setup = Setup(clients=1, workers=1)
     assert setup.drain_seconds == Settings().drain_seconds
     first, longest = setup.first_pause_seconds, setup.longest_pause_seconds
-    script = f"Math.random() * Math.min({longest * 1000:_.0f}, {first * 1000:.0f} * 2 ** tries++)"
-    assert script in (ROOT / "docs" / "guides" / "browser-clients.md").read_text(encoding="utf-8")
+    script = f"Math.random() * Math.min({longest * 1000:_.0f}, {first * 1000:.0f} * 2 ** this.#tries++)"
+    assert script in (ROOT / "backplane" / "web" / "client.js").read_text(encoding="utf-8")
     assert setup.lost_pause_seconds == first
 
 

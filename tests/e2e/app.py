@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request, Response, WebSocket
 from fastapi.responses import FileResponse
 
 from backplane import Backplane, BrokerError, Connection, Gap, History, Settings, WrongLoopError
+from backplane.client_routes import client_routes
 from backplane.health_routes import broker_error_response, health_routes
 
 logging.basicConfig(level=os.environ.get("TEST_LOG_LEVEL", "WARNING"))
@@ -37,6 +38,7 @@ backplane = Backplane(
 )
 app = FastAPI(lifespan=backplane.lifespan, exception_handlers={BrokerError: broker_error_response})
 app.mount("/health", health_routes(backplane))
+app.mount("/client", client_routes())
 clients = count()
 
 

@@ -413,7 +413,7 @@ async def test_a_gap(site: Site) -> None:
     async with site.client() as client:
         await connected(client)
         await ask(client, 2, "subscribe", channel="a")
-        runtime = site.backplane._runtime
+        runtime = site.backplane._runtime  # pyright: ignore[reportPrivateUsage]
         assert runtime is not None
         runtime.hub.gap(["a"], "overrun")
         await site.backplane.publish("a", "after the gap")
@@ -429,7 +429,7 @@ async def test_a_gap_of_a_server_side_subscription(site: Site) -> None:
     """The client is closed, and comes back."""
     async with site.client() as client:
         await connected(client, "side")
-        runtime = site.backplane._runtime
+        runtime = site.backplane._runtime  # pyright: ignore[reportPrivateUsage]
         assert runtime is not None
         runtime.hub.gaps.notify(_gap("rec:feed"))
         await closed(client)

@@ -322,12 +322,12 @@ def test_source_distribution(tmp_path: Path) -> None:
 
 @needs_clone
 def test_wheel(tmp_path: Path) -> None:
-    """The wheel holds the modules, the marker of its types and the page of the demo, and nothing beside the package."""
+    """The wheel holds the modules, the marker of their types, the demo's page and the client's script, and nothing more."""
     with zipfile.ZipFile(build("wheel", tmp_path)) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
     modules = {name for name in tracked() if name.endswith(".py") and name.startswith(("backplane/", "adapters/"))}
     expected = {re.sub("^adapters/", "backplane/adapters/", name) for name in modules}
-    assert files == expected | {"backplane/py.typed", "backplane/demo/page.html"}
+    assert files == expected | {"backplane/py.typed", "backplane/demo/page.html", "backplane/web/client.js"}
 
 
 @needs_sources

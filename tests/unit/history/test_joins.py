@@ -5,19 +5,25 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 import pytest
 
 from backplane.errors import BrokerError, BrokerUnavailableError
-from backplane.message import Place, Position
+from backplane.message import Place, Position, ShortCheck
+from backplane.testing.resume_conformance import compacted
 from tests.unit.controlled_adapter import ControlledHistoryAdapter
 from tests.unit.doubles import RecordingSubscriber, until_idle
 from tests.unit.history.world import HistoryWorld, history_world
 from tests.unit.kit import SETTINGS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from backplane.broadcaster import Recalled
     from backplane.history_rules import History
     from backplane.message import Joined
@@ -61,6 +67,59 @@ async def test_a_subscriber_that_comes_back_gets_the_rest() -> None:
         assert (worker.statistics.resumed, worker.statistics.not_resumed) == (1, 0)
 
 
+def twins() -> Iterator[tuple[str, str]]:
+    """Yield two texts each, all different, whose checks have the same short form."""
+    first: dict[int, str] = {}
+    for text in map(str, count()):
+        if (other := first.pop(int(ShortCheck.of(crc32(text.encode()))), None)) is not None:
+            yield other, text
+        else:
+            first[int(ShortCheck.of(crc32(text.encode())))] = text
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_no_failover_is_hidden_by_a_compact_position(seed: int) -> None:
+    """At random, with messages that are lost and replaced: it is resumed where a whole one with its short check is.
+
+    So never where its message is lost, but where the one that has its offset now has the same short check. And whole
+    positions are judged as if there were no compact ones.
+    """
+    choose, texts = random.Random(seed), twins()
+    hidden = noticed = 0
+    async with history_world() as worker:
+        await worker.joined("k")
+        log = worker.adapter.log("k")
+        given, twin_of = [log.top], dict[int, str]()
+
+        def publish(number: int, *, replaces: bool = False) -> None:
+            for _ in range(number):
+                text, twin = next(texts)
+                if replaces and choose.random() < 0.5:
+                    text = twin_of.pop(log.top.offset + 1, text)
+                worker.append("k", text)
+                twin_of.setdefault(log.top.offset, twin)
+                given.append(log.top)
+
+        for _ in range(8):
+            publish(2)
+            if choose.random() < 0.7:
+                await worker.degrade()
+                log.lose_newest(choose.randint(1, 2))
+                publish(3, replaces=True)
+                worker.adapter.start_gate.open()
+                await worker.settled()
+            short = [await worker.joins("k", since=str(compacted(position))) for position in given]
+            whole = [await worker.joins("k", since=str(position)) for position in given]
+            resumed = {position.compact for position, one in zip(given, whole, strict=True) if one.joins[0].resumed}
+            for position, one, other in zip(given, short, whole, strict=True):
+                assert other.joins[0].resumed == log.holds(position)
+                assert one.joins[0].resumed == (position.compact in resumed)
+                assert not other.joins[0].resumed or one.received == other.received
+                hidden += one.joins[0].resumed and not other.joins[0].resumed
+                noticed += not one.joins[0].resumed
+    assert min(hidden, noticed) > 0
+
+
 async def test_the_newest_position_costs_no_read() -> None:
     """A subscriber that comes back to a quiet channel, which has subscribers, costs no read."""
     async with history_world() as worker:
@@ -73,7 +132,14 @@ async def test_the_newest_position_costs_no_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "since", ["garbage", "x" * 10_000, str(Position(b"12345678", 2, 3)), str(Position(bytes(8), 0, 0))]
+    "since",
+    [
+        "garbage",
+        "x" * 10_000,
+        str(Position(b"12345678", 2, 3)),
+        str(compacted(Position(b"12345678", 2, 3))),
+        str(Position(bytes(8), 0, 0)),
+    ],
 )
 async def test_a_position_that_is_not_found(since: str) -> None:
     """The subscriber is notified of a gap, never closed, and `rewind` comes after it."""
@@ -284,11 +350,15 @@ async def test_a_position_of_another_message_in_a_shared_log(missed_from: int, e
         position = Position(top.epoch, missed_from, 12345) if missed_from < 2 else Position(top.epoch, 7, 12345)
         adapter.anchors[position] = missed_from
         await worker.joins("k", rewind=1)
-        reads = len(adapter.recalls)
-        for _ in range(2):
-            late = await worker.joins("k", since=str(position))
-            assert late.joins[0].resumed
-            assert await late.receives(len(expected)) == expected
+        for since in (compacted(position), position):  # the compact one proves nothing of a whole one
+            reads = len(adapter.recalls)
+            for _ in range(2):
+                late = await worker.joins("k", since=str(since))
+                assert late.joins[0].resumed
+                assert await late.receives(len(expected)) == expected
+            assert len(adapter.recalls) == reads + 1
+        late = await worker.joins("k", since=str(compacted(position)))
+        assert late.joins[0].resumed
         assert len(adapter.recalls) == reads + 1
 
 

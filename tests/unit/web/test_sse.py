@@ -868,6 +868,21 @@ async def test_last_event_id_replaces_what_the_address_has() -> None:
         assert (await events_of(response, 2, last_event_id=""))[1].endswith("data: 2")
 
 
+async def test_id_in_the_address() -> None:
+    """A polyfill that repeats a parameter with each return resumes from the last one, and any text is at most a gap."""
+    async with keeping() as (backplane, hub):
+        old, new = hub.keep("kept", "1"), hub.keep("kept", "2")
+        hub.keep("kept", "3")
+        for query, event in (
+            (f"lastEventId={old}", "data: 2"),
+            (f"lastEventId={old}&lastEventId={new}", "data: 3"),
+            ("lastEventId=%FF%00%0A", 'event: gap\ndata: {"channel": "kept"}'),
+        ):
+            request = Request({"type": "http", "query_string": query.encode()})
+            response = stream_of(backplane, "kept", since=request.query_params.get("lastEventId"))
+            assert (await events_of(response, 2))[1].endswith(event)
+
+
 @pytest.mark.parametrize("shown", ["garbage", "x" * 10_000, "..", ".", "\u2028", "7", "-"])
 async def test_last_event_id_that_is_not_found(shown: str) -> None:
     """It is a gap of each channel, then the rewind; the id of the gap resumes without another one: there is no loop."""
