@@ -8,7 +8,7 @@ field that is there more than once the last one counts.
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from backplane.centrifugal.command import BadFrameError, Command, append_command
 from backplane.centrifugal.schema import (
@@ -43,8 +43,8 @@ _TAGS: Final = PUBLICATION.by_name["tags"]
 class ProtobufEncoding:
     """Implements `encoding.Encoding`, which documents the members."""
 
-    name: Final = "protobuf"
-    ping: Final = b"\x00"
+    name: Literal["protobuf"] = "protobuf"
+    ping: bytes = b"\x00"
 
     def decode(self, frame: str | bytes) -> list[Command]:
         """A text frame is a bad one."""
