@@ -222,7 +222,7 @@ JSON_TEXTS = st.recursive(
 ).map(lambda value: json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
 VALUES = {
     Kind.STRING: st.text(min_size=1),
-    Kind.BYTES: JSON_TEXTS,
+    Kind.BYTES: JSON_TEXTS.filter(lambda text: text != b"null"),  # as a tag filter it would be none
     Kind.BOOL: st.just(value=True),
     **{kind: st.integers(values[0], values[-1]).filter(bool) for kind, values in RANGES.items()},
 }
@@ -253,7 +253,7 @@ def _message(kind: Kind | MessageType) -> MessageType:
 
 
 @both
-@given(commands=st.lists(COMMANDS, min_size=1, max_size=4))
+@given(commands=st.lists(COMMANDS, min_size=1, max_size=3))
 def test_commands_survive(encoding: Encoding, commands: list[Command]) -> None:
     """Whatever a client sends is read as it was sent, the application's data with the same meaning."""
     frame = frame_of(encoding, *({"id": command.id, command.name: command.body} for command in commands))
