@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64encode
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from pydantic_core import from_json
 
@@ -41,8 +41,8 @@ _ESCAPE: Final = re.compile(
 class JsonEncoding:
     """Implements `encoding.Encoding`, which documents the members."""
 
-    name: Final = "json"
-    ping: Final = "{}"
+    name: Literal["json"] = "json"
+    ping: str = "{}"
 
     def decode(self, frame: str | bytes) -> list[Command]:
         """A line break at the end of the frame is allowed, as the reference server allows it."""
@@ -206,8 +206,8 @@ def _write_field(field: Field, value: Any) -> str:
     if field.shape is Shape.LIST:
         return f"[{','.join(_write_value(field.kind, item) for item in value or ())}]"
     if field.shape is Shape.MAP:
-        items = (value or {}).items()
-        return f"{{{','.join(f'{_text(key)}:{_write_value(field.kind, item)}' for key, item in items)}}}"
+        items: Mapping[str, Any] = value or {}
+        return f"{{{','.join(f'{_text(key)}:{_write_value(field.kind, item)}' for key, item in items.items())}}}"
     return _write_value(field.kind, value)
 
 

@@ -19,7 +19,7 @@ __all__ = ["run"]
 _JSON_TEXT = '{"id":42,"text":"' + "x" * 90 + '","sent":true}'
 _TEXT = "x" * 128
 _INFO = {"user": "ann", "client": "00000000-0000-4000-8000-000000000001", "conn_info": b'{"name":"ann"}'}
-_SUBSCRIBES = {
+_SUBSCRIBES: dict[Encoding, str | bytes] = {
     JSON: '{"subscribe":{"channel":"room:1","recoverable":true,"join_leave":true,"flag":1},"id":2}',
     PROTOBUF: bytes.fromhex("1208022a0e0a06726f6f6d3a31500158017001"),
 }

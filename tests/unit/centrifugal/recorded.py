@@ -6,12 +6,14 @@ frame the bytes are there in hexadecimal, and below it each message as the Proto
 64-bit numbers as texts and bytes in base64. `prototype-` files are played by a server on Starlette.
 """
 
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import json
 from base64 import b64decode
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,20 +65,20 @@ def _read(file: Path) -> Iterator[Recorded]:
 
 def _of_json(value: Any) -> Any:
     if isinstance(value, list):
-        return [_of_json(item) for item in cast("list[Any]", value)]
+        return [_of_json(item) for item in value]
     if not isinstance(value, dict):
         return value
     return {
         name: json.dumps(item, separators=(",", ":")).encode() if name in _APPLICATION_DATA else _of_json(item)
-        for name, item in cast("dict[str, Any]", value).items()
+        for name, item in value.items()
     }
 
 
 def _of_protobuf(value: Any, name: str = "") -> Any:
     if isinstance(value, list):
-        return [_of_protobuf(item) for item in cast("list[Any]", value)]
+        return [_of_protobuf(item) for item in value]
     if isinstance(value, dict):
-        return {name: _of_protobuf(item, name) for name, item in cast("dict[str, Any]", value).items()}
+        return {name: _of_protobuf(item, name) for name, item in value.items()}
     if name in _APPLICATION_DATA:
         return b64decode(value)
     return int(value) if name in _LONG_NUMBERS else value

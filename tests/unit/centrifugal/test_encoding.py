@@ -1,5 +1,7 @@
 """`backplane.centrifugal.encoding`: both encodings read what SDKs send, and write what the reference server writes."""
 
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import json
@@ -58,9 +60,9 @@ def by_name(recorded: Recorded) -> str:
 def test_commands_of_sdks_are_read(recorded: Recorded) -> None:
     """Every frame that an SDK sent is read as the commands that are in it."""
     expected: list[Command] = []
-    for message in recorded.messages:
-        command_id = message.pop("id", 0) if (message := dict(message)) else 0
-        ((name, body),) = message.items() if message else [("", {})]
+    for message in map(dict[str, Any], recorded.messages):
+        command_id = message.pop("id", 0)
+        name, body = message.popitem() if message else ("", {})
         sent = {field: value for field, value in body.items() if value or isinstance(value, dict)}
         expected.append(Command(command_id, name, sent))
     assert ENCODINGS[recorded.encoding].decode(recorded.frame) == expected
@@ -220,7 +222,7 @@ JSON_TEXTS = st.recursive(
 ).map(lambda value: json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
 VALUES = {
     Kind.STRING: st.text(min_size=1),
-    Kind.BYTES: JSON_TEXTS,
+    Kind.BYTES: JSON_TEXTS.filter(lambda text: text != b"null"),  # as a tag filter it would be none
     Kind.BOOL: st.just(value=True),
     **{kind: st.integers(values[0], values[-1]).filter(bool) for kind, values in RANGES.items()},
 }
@@ -251,7 +253,7 @@ def _message(kind: Kind | MessageType) -> MessageType:
 
 
 @both
-@given(commands=st.lists(COMMANDS, min_size=1, max_size=4))
+@given(commands=st.lists(COMMANDS, min_size=1, max_size=3))
 def test_commands_survive(encoding: Encoding, commands: list[Command]) -> None:
     """Whatever a client sends is read as it was sent, the application's data with the same meaning."""
     frame = frame_of(encoding, *({"id": command.id, command.name: command.body} for command in commands))
@@ -304,7 +306,7 @@ def test_frames_of_any_kind(encoding: Encoding, frame: str | bytes) -> None:
     data=st.text() | st.binary() | JSON_TEXTS | JSON_TEXTS.map(bytes.decode),
     is_json=st.booleans(),
     offset=st.none() | st.integers(1, 1 << 53),
-    info=st.none() | st.just({}) | st.just(INFO),
+    info=st.sampled_from([None, {}, INFO]),
     tags=st.none() | st.dictionaries(st.text(), st.text(), max_size=2),
 )
 def test_publication_is_a_push(encoding: Encoding, channel: str, data: str | bytes, **rest: Any) -> None:

@@ -87,6 +87,16 @@ def test_repeated_field_that_is_empty_at_last() -> None:
     assert PROTOBUF.decode(frame("0801 6a05 12016d 1200")) == [Command(1, "rpc", {})]
 
 
+def test_number_of_fields_is_bounded() -> None:
+    """120,000 fields of a frame are read, in however many commands, known or not; one more is refused."""
+    most = bytes.fromhex("6a00") + bytes.fromhex("0801") * 59_999
+    sent = b"\xc0\xa9\x07" + most
+    assert len(most) == 120_000
+    assert [command.id for command in PROTOBUF.decode(sent * 2)] == [1, 1]
+    with pytest.raises(BadFrameError, match="too many fields"):
+        PROTOBUF.decode(sent * 2 + frame(RPC))
+
+
 def test_items_without_key_or_value() -> None:
     """An item of a map may lack its key, its value, or both."""
     headers = "3203 0a0161 3203 120162 3206 0a0163 120164"
