@@ -6,7 +6,7 @@ import time
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
 from itertools import islice
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 from backplane.fanout.batch import Batch
 
@@ -27,6 +27,8 @@ _LATE_SECONDS: Final = 5.0
 _Read = tuple["Place", "Message | None"]
 _Entry = tuple["Place", "Message | None", float]
 """The last is from when on it ages, by the ring's timer; it never decreases from one entry to the next."""
+_Key: TypeAlias = "Position | int | tuple[bytes, int | None]"
+"""Of a batch: the position after which it begins, as epoch and number where that is compact; or how many are newest."""
 
 # Of every ring that is empty: a deque takes 0.6 KB, and each object that is collected lengthens the full collections of
 # the process. It cannot be changed.
@@ -148,7 +150,7 @@ class Ring:
         self._floor: Position | None = None  # see `fill_after`
         self._floor_next: Position | None = None
         self._floor_end: int = 0
-        self._batches: dict[int, Batch] = {}  # by the index of the entry with which each begins
+        self._batches: dict[_Key, Batch] = {}
         self._batches_bytes: int = 0
 
     def __len__(self) -> int:
@@ -264,20 +266,26 @@ class Ring:
         """
         self._drop_old()
         self._budget.used(self)
+        # A compact position equals whole ones that were lost, so these must not find its batch.
+        key = (position.epoch, position.compact) if position.is_compact else position
+        if (known := self._batches.get(key)) is not None:
+            return known
         start = self._index_after(position)
-        return None if start is None else self._batch(start)
+        return None if start is None else self._batch(key, start)
 
     def newest(self, count: int) -> Batch:
         """Return the newest messages, at most `count`. The batch is shared: do not change it."""
         self._drop_old()
         self._budget.used(self)
+        if (known := self._batches.get(count)) is not None:
+            return known
         entries = self._entries
         wanted, start = min(count, self._max_messages), len(entries)
         oldest_allowed = max(0, len(entries) - self._max_messages)
         while start > oldest_allowed and wanted > 0:
             start -= 1
             wanted -= entries[start][1] is not None
-        return self._batch(start)
+        return self._batch(count, start)
 
     def clear(self, last: Position | None) -> None:
         """Forget everything, because a gap follows; the channel goes on at `last`."""
@@ -388,10 +396,8 @@ class Ring:
         index = bisect_right(self._entries, offset, key=_offset)
         return index, self._entries[index][0] if index < len(self._entries) else self.newest_position
 
-    def _batch(self, start: int) -> Batch:
+    def _batch(self, key: _Key, start: int) -> Batch:
         """Return the messages from an index on, and remember the batch: its frames count as the messages do."""
-        if (known := self._batches.get(start)) is not None:
-            return known
         batch = Batch(*(message for _, message, _ in islice(self._entries, start, None) if message is not None))
         budget = self._budget
         own = sum(_size(message) for _, message, _ in self._entries) + self._batches_bytes
@@ -399,7 +405,7 @@ class Ring:
             own -= self._batches_bytes
             self._forget_batches()
         if self._entries and own + batch.size_bytes <= budget.max_bytes:
-            self._batches[start] = batch
+            self._batches[key] = batch
             self._batches_bytes += batch.size_bytes
             budget.size_bytes += batch.size_bytes
             budget.make_room()

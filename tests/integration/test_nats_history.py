@@ -34,6 +34,7 @@ from backplane.adapters.nats.sweep import Sweep
 from backplane.broker.registry import broadcaster_from_url
 from backplane.history_rules import HistoryRules
 from backplane.testing import RecordingSink
+from backplane.testing.resume_conformance import compacted
 from tests.brokers.cluster import nats_cluster
 from tests.brokers.nats import server_info
 from tests.brokers.process import made
@@ -337,8 +338,9 @@ async def test_a_lost_tail_is_found_by_the_check(private_nats: StartNats) -> Non
         async with administrator(broker.url) as jetstream:
             for position in kept[3:]:
                 await jetstream.delete_msg(STREAM, position.offset)
-        recalled = await one.recall(Position(kept[4].epoch, kept[2].offset, kept[4].check))
-        assert not recalled.found
+        lost = Position(kept[4].epoch, kept[2].offset, kept[4].check)
+        for position in (lost, compacted(lost)):
+            assert not (await one.recall(position)).found
         assert not (await one.recall(Position(kept[4].epoch, kept[4].offset + 1, 1))).found
 
 
@@ -351,8 +353,9 @@ async def test_a_purge_is_noticed(private_nats: StartNats) -> None:
         await one.sink.until(lambda: len(one.sink.delivered) == 3)
         async with administrator(url) as jetstream:
             await jetstream.purge_stream(STREAM)
-        recalled = await one.recall(positions[-1])
-        assert (recalled.found, recalled.top) == (True, positions[-1])
+        for position in (positions[-1], compacted(positions[-1])):
+            recalled = await one.recall(position)
+            assert (recalled.found, recalled.top, recalled.top.is_compact) == (True, positions[-1], False)
         assert not (await one.recall(positions[1])).found
         assert not (await other.recall(positions[-1])).found
         after = await one.keep(b"after")
