@@ -8,7 +8,7 @@ export class BackplaneSocket extends EventTarget {
 
   constructor(url, options) { // url: an address, or a function that returns one before each try
     super();
-    this.#options = { protocols: ["backplane.json.1"], silence: 0, ...options, url };
+    this.#options = { protocols: ["backplane.json.1"], ...options, url: typeof url === "function" ? url : () => url };
     Object.assign(this.positions, options?.positions);
     const on = (name, react) => globalThis.addEventListener?.(name, react, { signal: this.#end.signal });
     on("offline", () => this.#socket && this.#lost(1006, "offline"));
@@ -31,7 +31,7 @@ export class BackplaneSocket extends EventTarget {
     const attempt = ++this.#attempt, isCurrent = () => attempt === this.#attempt, { url, protocols, hello } = this.#options;
     this.#timer = setTimeout(() => this.#lost(1006, "no answer"), 10_000); // a browser would wait for minutes
     try {
-      const address = new URL(await (typeof url === "function" ? url() : url), globalThis.location?.href);
+      const address = new URL(await Promise.resolve().then(url), globalThis.location?.href); // by then the page listens
       if (!isCurrent()) return;
       address.protocol = address.protocol.replace("http", "ws");
       const since = Object.keys(this.positions).sort().map((channel) => this.positions[channel]).join(".");

@@ -322,7 +322,7 @@ def test_source_distribution(tmp_path: Path) -> None:
 
 @needs_clone
 def test_wheel(tmp_path: Path) -> None:
-    """The wheel holds the modules, the marker of their types, the demo's page and the client's script, and nothing more."""
+    """The wheel holds the modules, the marker of types, the page of the demo and the script, and nothing else."""
     with zipfile.ZipFile(build("wheel", tmp_path)) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
     modules = {name for name in tracked() if name.endswith(".py") and name.startswith(("backplane/", "adapters/"))}
