@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
+REFERENCE_ALONE = pytest.mark.parametrize("server", ["reference"], indirect=True)
+"""What our server does not offer: tags, the publisher of a publication, an unsubscribe with any code."""
+
 
 async def connect(client: SdkClient, url: str, **options: Any) -> Event:
     """Connect, and return the event `connected`."""
@@ -39,16 +42,15 @@ async def subscribe(client: SdkClient, channel: str, **options: Any) -> Event:
 async def test_commands(client: SdkClient, server: SdkServer, own: str) -> None:
     """A client publishes, receives, asks for presence, and calls methods of the server."""
     channel = f"rec:1{own}"
-    ann = {"user": f"ann{own}", "conn_info": {"name": f"ann{own}"}, "chan_info": None}
-    connected = await connect(client, server.url, token=f"ann{own}")
-    ann["client"] = connected["client"]
+    await connect(client, server.url, token=f"ann{own}")
     await subscribe(client, channel)
     await client.call("publish", channel=channel, data={"n": 1})
-    await client.wait_for("publication", offset=1, info=ann)
-    server.publish(channel, "text", tags={"kind": "note"})
-    await client.wait_for("publication", offset=2)
+    await client.wait_for("publication", data={"n": 1})
+    server.publish(channel, "text")
+    await client.wait_for("publication", data="text")
 
-    assert await client.call("presence", channel=channel) == {ann["client"]: ann}
+    present = (await client.call("presence", channel=channel)).values()
+    assert [(info["user"], info["conn_info"]) for info in present] == [(f"ann{own}", {"name": f"ann{own}"})]
     assert await client.call("presence_stats", channel=channel) == {"clients": 1, "users": 1}
     assert await client.call("rpc", method="echo", data={"n": 1}) == {"n": 1}
     with pytest.raises(SdkError, match="104: method not found"):
@@ -61,14 +63,14 @@ async def test_commands(client: SdkClient, server: SdkServer, own: str) -> None:
     assert story(client.events, own) == {
         "": [
             "connecting 0 connect called",
-            "connected as client 1 {'hello': 'ann'}",
+            "connected {'hello': 'ann'}",
             "disconnected 0 disconnect called",
         ],
         "rec:1": [
             "subscribing 0 subscribe called",
             "subscribed at 0 of epoch 1, recoverable positioned",
-            "publication 1 {'n': 1} by ann, client 1, {'name': 'ann'}",
-            "publication 2 text {'kind': 'note'}",
+            "publication 1: {'n': 1}",
+            "publication 2: text",
             "unsubscribed 0 unsubscribe called",
         ],
     }
@@ -91,20 +93,21 @@ async def test_history(client: SdkClient, server: SdkServer, own: str) -> None:
 
     async def read(**options: Any) -> list[int]:
         found = await client.call("history", channel=channel, **options)
-        assert found["offset"] == 7
-        assert [publication["offset"] for publication in found["publications"]] == [
-            publication["data"] for publication in found["publications"]
-        ]
+        assert (found["offset"], found["epoch"]) == (top["offset"], top["epoch"])
+        offsets.update({publication["data"]: publication["offset"] for publication in found["publications"]})
         return [publication["data"] for publication in found["publications"]]
 
+    offsets: dict[int, int] = {}
     top = await client.call("history", channel=channel)
-    assert top == {"publications": [], "offset": 7, "epoch": top["epoch"]}
+    assert top["publications"] == []
     assert await read(limit=-1) == [3, 4, 5, 6, 7]
+    assert sorted(offsets.values()) == [offsets[n] for n in range(3, 8)]
+    assert offsets[7] == top["offset"]
     assert await read(limit=2) == [3, 4]
     assert await read(limit=2, reverse=True) == [7, 6]
-    assert await read(limit=2, since={"offset": 4, "epoch": top["epoch"]}) == [5, 6]
+    assert await read(limit=2, since={"offset": offsets[4], "epoch": top["epoch"]}) == [5, 6]
     with pytest.raises(SdkError, match="112: unrecoverable position"):
-        await client.call("history", channel=channel, limit=2, since={"offset": 4, "epoch": "foreign"})
+        await client.call("history", channel=channel, limit=2, since={"offset": offsets[4], "epoch": "foreign"})
 
 
 async def test_recovered(client: SdkClient, server: SdkServer, proxy: FaultProxy, own: str) -> None:
@@ -113,34 +116,37 @@ async def test_recovered(client: SdkClient, server: SdkServer, proxy: FaultProxy
     await connect(client, proxy.url, token=f"ann{own}")
     await subscribe(client, channel, recoverable=True)
     server.publish(channel, 1)
-    await client.wait_for("publication", offset=1)
+    await client.wait_for("publication", data=1)
     proxy.refuse()
     server.publish(channel, 2)
     server.publish(channel, 3)
     proxy.heal()
-    await client.wait_for("publication", offset=3)
+    await client.wait_for("connected")
+    await client.wait_for("subscribed", recovered=True)
+    await client.wait_for("publication", data=3)
     server.publish(channel, 4)
-    await client.wait_for("publication", offset=4)
+    await client.wait_for("publication", data=4)
     proxy.cut()
-    await client.wait_for("subscribed", recovered=True, position={"offset": 4, "epoch": _epoch(client)})
+    await client.wait_for("connected")
+    await client.wait_for("subscribed", recovered=True)
     assert story(client.events, own) == {
         "": [
             "connecting 0 connect called",
-            "connected as client 1 {'hello': 'ann'}",
+            "connected {'hello': 'ann'}",
             "connecting 1",
-            "connected as client 2 {'hello': 'ann'}",
+            "connected {'hello': 'ann'}",
             "connecting 1",
-            "connected as client 3 {'hello': 'ann'}",
+            "connected {'hello': 'ann'}",
         ],
         "rec:1": [
             "subscribing 0 subscribe called",
             "subscribed at 0 of epoch 1, recoverable positioned",
-            "publication 1 1",
+            "publication 1: 1",
             "subscribing 1",
             "subscribed recovered at 1 of epoch 1, recoverable positioned",
-            "publication 2 2",
-            "publication 3 3",
-            "publication 4 4",
+            "publication 2: 2",
+            "publication 3: 3",
+            "publication 4: 4",
             "subscribing 1",
             "subscribed recovered at 4 of epoch 1, recoverable positioned",
         ],
@@ -156,32 +162,32 @@ async def test_not_recovered(client: SdkClient, server: SdkServer, proxy: FaultP
     await connect(client, proxy.url, token=f"ann{own}")
     await subscribe(client, channel, recoverable=True)
     server.publish(channel, 1)
-    await client.wait_for("publication", offset=1)
+    await client.wait_for("publication", data=1)
     proxy.refuse()
     for n in range(2, 9):
         server.publish(channel, n)
     proxy.heal()
     await client.wait_for("subscribed", was_recovering=True)
     server.publish(channel, 9)
-    await client.wait_for("publication", offset=9)
+    await client.wait_for("publication", data=9)
     server.restart()
     await client.wait_for("subscribed", was_recovering=True)
     assert story(client.events, own) == {
         "": [
             "connecting 0 connect called",
-            "connected as client 1 {'hello': 'ann'}",
+            "connected {'hello': 'ann'}",
             "connecting 1",
-            "connected as client 2 {'hello': 'ann'}",
+            "connected {'hello': 'ann'}",
             "connecting 1",
-            "connected as client 3 {'hello': 'ann'}",
+            "connected {'hello': 'ann'}",
         ],
         "rec:1": [
             "subscribing 0 subscribe called",
             "subscribed at 0 of epoch 1, recoverable positioned",
-            "publication 1 1",
+            "publication 1: 1",
             "subscribing 1",
-            "subscribed not recovered at 8 of epoch 1, recoverable positioned",
-            "publication 9 9",
+            "subscribed not recovered at 2 of epoch 1, recoverable positioned",
+            "publication 3: 9",
             "subscribing 1",
             "subscribed not recovered at 0 of epoch 2, recoverable positioned",
         ],
@@ -192,17 +198,18 @@ async def test_state(client: SdkClient, server: SdkServer, own: str) -> None:
     """A position of the application that cannot be recovered from is refused, and one that can is."""
     channel = f"rec:1{own}"
     server.publish(channel, 1)
-    server.publish(channel, 2)
     await connect(client, server.url, token=f"ann{own}")
-    epoch = (await client.call("history", channel=channel))["epoch"]
-    await subscribe(client, channel, states=[{"offset": 1, "epoch": "foreign"}, {"offset": 1, "epoch": epoch}])
-    await client.wait_for("publication", offset=2)
+    first = await client.call("history", channel=channel)
+    server.publish(channel, 2)
+    position = {"offset": first["offset"], "epoch": first["epoch"]}
+    await subscribe(client, channel, states=[{**position, "epoch": "foreign"}, position])
+    await client.wait_for("publication", data=2)
     assert story(client.events, own)["rec:1"] == [
         "subscribing 0 subscribe called",
         "get_state",
         "get_state",
         "subscribed recovered at 1 of epoch 1, recoverable positioned",
-        "publication 2 2",
+        "publication 2: 2",
     ]
 
 
@@ -221,15 +228,15 @@ async def test_joins(client: SdkClient, server: SdkServer, own: str) -> None:
     assert story(client.events, own)["jl:1"] == [
         "subscribing 0 subscribe called",
         "subscribed at 0 of epoch 1, recoverable positioned",
-        "join ann, client 1, {'name': 'ann'}",
-        "join bob, client 2, {'name': 'bob'}",
-        "leave bob, client 2, {'name': 'bob'}",
+        "join ann {'name': 'ann'}",
+        "join bob {'name': 'bob'}",
+        "leave bob {'name': 'bob'}",
     ]
 
 
 async def test_ping(client: SdkClient, server: SdkServer, proxy: FaultProxy, own: str) -> None:
     """A client answers pings, and reconnects when none comes."""
-    await connect(client, proxy.url, token=f"fast{own}", max_ping_delay=0.5)
+    await connect(client, proxy.url.replace("/ws", "/fast"), token=f"ann{own}", max_ping_delay=0.5)
     proxy.record()
     while len(proxy.recorded("to_client")) < 6:  # two pings: the second comes only if the first was answered
         await asyncio.sleep(0.01)
@@ -240,9 +247,9 @@ async def test_ping(client: SdkClient, server: SdkServer, proxy: FaultProxy, own
     assert story(client.events, own) == {
         "": [
             "connecting 0 connect called",
-            "connected as client 1 {'hello': 'fast'}",
+            "connected {'hello': 'ann'}",
             "connecting 2 no ping",
-            "connected as client 2 {'hello': 'fast'}",
+            "connected {'hello': 'ann'}",
         ]
     }
 
@@ -258,29 +265,29 @@ async def test_server_side(client: SdkClient, server: SdkServer, proxy: FaultPro
     await client.wait_for("server_subscribed", channel=news)
     server.publish(news, 1)
     await client.wait_for("server_publication", channel=news)
-    server.unsubscribe(user, news, 2000, "enough")
+    server.unsubscribe(user, news, 2000, "server unsubscribe")
     await client.wait_for("server_unsubscribed", channel=news)
     proxy.refuse()
     server.publish(feed, 2)
     proxy.heal()
-    await client.wait_for("server_publication", channel=feed, offset=2)
+    await client.wait_for("server_publication", channel=feed, data=2)
     assert story(client.events, own) == {
         "": [
             "connecting 0 connect called",
-            "connected as client 1 {'hello': 'side'}",
+            "connected {'hello': 'side'}",
             "connecting 1",
-            "connected as client 2 {'hello': 'side'}",
+            "connected {'hello': 'side'}",
         ],
         "rec:feed-side": [
             "server_subscribed at 0 of epoch 1, recoverable positioned",
-            "server_publication 1 1",
+            "server_publication 1: 1",
             "server_subscribing",
             "server_subscribed recovered at 1 of epoch 1, recoverable positioned",
-            "server_publication 2 2",
+            "server_publication 2: 2",
         ],
         "rec:news": [
-            "server_subscribed at 0 of epoch 1, recoverable positioned {'by': 'server'}",
-            "server_publication 1 1",
+            "server_subscribed at 0 of epoch 1, recoverable positioned",
+            "server_publication 1: 1",
             "server_unsubscribed",
         ],
     }
@@ -294,7 +301,7 @@ async def test_connection_token(client: SdkClient, server: SdkServer, own: str) 
     await client.wait_for("get_token")
     await client.wait_for("get_token")
     assert story(client.events, own) == {
-        "": ["connecting 0 connect called", "connected as client 1 {'hello': 'ann'}", "get_token", "get_token"]
+        "": ["connecting 0 connect called", "connected {'hello': 'ann'}", "get_token", "get_token"]
     }
 
 
@@ -323,7 +330,7 @@ async def test_expired_token(client: SdkClient, server: SdkServer, own: str) -> 
             "connecting 0 connect called",
             "error 109 token expired",
             "get_token",
-            "connected as client 1 {'hello': 'ann'}",
+            "connected {'hello': 'ann'}",
         ]
     }
 
@@ -342,7 +349,7 @@ async def test_expired_subscription_token(client: SdkClient, server: SdkServer, 
 @pytest.mark.parametrize(
     ("token", "end"),
     [
-        ("refused", "disconnected 103 permission denied"),
+        ("refused", "disconnected 1000 refused"),
         ("|1", "disconnected 3500 invalid token"),
     ],
 )
@@ -364,6 +371,41 @@ async def test_subscribe_refused(client: SdkClient, server: SdkServer, own: str)
     ]
 
 
+async def test_unsubscribed(client: SdkClient, server: SdkServer, own: str) -> None:
+    """A client that the server unsubscribes stays out, and is connected."""
+    user, channel = f"ann{own}", f"rec:1{own}"
+    await connect(client, server.url, token=user)
+    await subscribe(client, channel, recoverable=True)
+    server.unsubscribe(user, channel, 2000, "server unsubscribe")
+    await client.wait_for("unsubscribed")
+    assert await client.call("rpc", method="echo", data=1) == 1
+    assert story(client.events, own)["rec:1"] == [
+        "subscribing 0 subscribe called",
+        "subscribed at 0 of epoch 1, recoverable positioned",
+        "unsubscribed 2000 server unsubscribe",
+    ]
+
+
+@REFERENCE_ALONE
+async def test_publisher(client: SdkClient, server: SdkServer, own: str) -> None:
+    """A publication has the tags of its publisher, or the publisher's ids and info, which presence has, too."""
+    channel = f"rec:1{own}"
+    connected = await connect(client, server.url, token=f"ann{own}")
+    await subscribe(client, channel)
+    await client.call("publish", channel=channel, data=1)
+    server.publish(channel, 2, tags={"kind": "note"})
+    ann = {
+        "user": f"ann{own}",
+        "client": connected["client"],
+        "conn_info": {"name": f"ann{own}"},
+        "chan_info": None,
+    }
+    await client.wait_for("publication", offset=1, data=1, info=ann, tags={})
+    await client.wait_for("publication", offset=2, data=2, info=None, tags={"kind": "note"})
+    assert await client.call("presence", channel=channel) == {ann["client"]: ann}
+
+
+@REFERENCE_ALONE
 async def test_unsubscribe_codes(client: SdkClient, server: SdkServer, own: str) -> None:
     """From 2500 on a client subscribes again, from its position or, after 2502, from none; below it does not."""
     user, channel = f"ann{own}", f"rec:1{own}"
@@ -380,7 +422,7 @@ async def test_unsubscribe_codes(client: SdkClient, server: SdkServer, own: str)
     assert story(client.events, own)["rec:1"] == [
         "subscribing 0 subscribe called",
         "subscribed at 0 of epoch 1, recoverable positioned",
-        "publication 1 1",
+        "publication 1: 1",
         "subscribing 2500 insufficient state",
         "subscribed recovered at 1 of epoch 1, recoverable positioned",
         "subscribing 2502 state invalidated",
@@ -403,16 +445,11 @@ async def test_close_codes(client: SdkClient, server: SdkServer, own: str, code:
     assert story(client.events, own) == {
         "": [
             "connecting 0 connect called",
-            "connected as client 1 {'hello': 'ann'}",
+            "connected {'hello': 'ann'}",
             "connecting 3001 shutdown",
-            "connected as client 2 {'hello': 'ann'}",
+            "connected {'hello': 'ann'}",
             "connecting 4000 another server",
-            "connected as client 3 {'hello': 'ann'}",
+            "connected {'hello': 'ann'}",
             f"disconnected {code} {reason}",
         ]
     }
-
-
-def _epoch(client: SdkClient) -> str:
-    """Return the epoch of the client's first position."""
-    return next(str(event["position"]["epoch"]) for event in client.events if event["event"] == "subscribed")

@@ -1,11 +1,12 @@
 // The reference server of the conformance tests: the centrifuge library with its memory broker, which keeps five
 // publications of each channel. Its rules are those of tests/sdk/app.py:
 //
-//	token           "user" or "user|unix time of its expiry"; "refused" is refused, "" is invalid
-//	user "fast..."  is sent a ping each second
+//	/ws             accepts clients; /fast the same, with a ping each second
+//	token           "user" or "user|unix time of its expiry"; "refused" is refused, and one without a user is invalid
 //	user "side..."  is subscribed to rec:feed-<user> by the server
 //	channel         recoverable, with presence; "private:..." is refused, "jl:..." pushes joins and leaves,
 //	                "token:..." needs a token of its own
+//	RPC "echo"      returns what it is sent, as does a message
 //
 // POST /control/<call> with a JSON object is the server's own API; GET /ready answers when it runs.
 package main
@@ -48,7 +49,7 @@ func parse(token string) (string, int64, error) {
 	case user == "":
 		return "", 0, centrifuge.DisconnectInvalidToken
 	case user == "refused":
-		return "", 0, centrifuge.ErrorPermissionDenied
+		return "", 0, &centrifuge.Error{Code: 1000, Message: "refused"}
 	case !expires:
 		return user, 0, nil
 	}
@@ -75,9 +76,6 @@ func connecting(_ context.Context, event centrifuge.ConnectEvent) (centrifuge.Co
 		Credentials:       &centrifuge.Credentials{UserID: user, ExpireAt: expireAt, Info: object("name", user)},
 		ClientSideRefresh: true,
 		Data:              object("hello", user),
-	}
-	if strings.HasPrefix(user, "fast") {
-		reply.PingPongConfig = &centrifuge.PingPongConfig{PingInterval: time.Second, PongTimeout: time.Second / 2}
 	}
 	if strings.HasPrefix(user, "side") {
 		feed := centrifuge.SubscribeOptions{EnableRecovery: true, EnablePositioning: true}
@@ -177,8 +175,8 @@ func main() {
 		return err
 	})
 	control("subscribe", func(call call) error {
-		return node.Subscribe(call.User, call.Channel, centrifuge.WithRecovery(true),
-			centrifuge.WithPositioning(true), centrifuge.WithSubscribeData(object("by", "server")))
+		recovery, positioning := centrifuge.WithRecovery(true), centrifuge.WithPositioning(true)
+		return node.Subscribe(call.User, call.Channel, recovery, positioning)
 	})
 	control("unsubscribe", func(call call) error {
 		reason := centrifuge.Unsubscribe{Code: call.Code, Reason: call.Reason}
@@ -190,5 +188,8 @@ func main() {
 	})
 	http.HandleFunc("GET /ready", func(http.ResponseWriter, *http.Request) {})
 	http.Handle("/ws", centrifuge.NewWebsocketHandler(node, centrifuge.WebsocketConfig{}))
+	http.Handle("/fast", centrifuge.NewWebsocketHandler(node, centrifuge.WebsocketConfig{
+		PingPongConfig: centrifuge.PingPongConfig{PingInterval: time.Second, PongTimeout: time.Second / 2},
+	}))
 	must(http.ListenAndServe("127.0.0.1:"+os.Getenv("PORT"), nil))
 }
