@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from websockets.asyncio.client import connect as open_socket
 
-from tests.sdk.sdk import SdkError
+from tests.sdk.sdk import PROGRAMS, SdkError
 from tests.sdk.story import story
 
 if TYPE_CHECKING:
@@ -25,6 +25,17 @@ pytestmark = pytest.mark.anyio
 
 REFERENCE_ALONE = pytest.mark.parametrize("server", ["reference"], indirect=True)
 """What our server does not offer: tags, the publisher of a publication, an unsubscribe with any code."""
+
+SLOW = pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(program, marks=() if (program.sdk == "js") is (program.encoding == "json") else pytest.mark.full)
+        for program in PROGRAMS
+    ],
+    ids=str,
+    indirect=True,
+)
+"""A test that waits for seconds: in the full suite for every program, otherwise for one of each SDK."""
 
 
 async def connect(client: SdkClient, url: str, **options: Any) -> Event:
@@ -234,6 +245,7 @@ async def test_joins(client: SdkClient, server: SdkServer, own: str) -> None:
     ]
 
 
+@SLOW
 async def test_ping(client: SdkClient, server: SdkServer, proxy: FaultProxy, own: str) -> None:
     """A client answers pings, and reconnects when none comes."""
     await connect(client, proxy.url.replace("/ws", "/fast"), token=f"ann{own}", max_ping_delay=0.5)
@@ -293,6 +305,7 @@ async def test_server_side(client: SdkClient, server: SdkServer, proxy: FaultPro
     }
 
 
+@SLOW
 async def test_connection_token(client: SdkClient, server: SdkServer, own: str) -> None:
     """A token is refreshed when it expires, and the new one when that expires."""
     now = int(time.time())
@@ -305,6 +318,7 @@ async def test_connection_token(client: SdkClient, server: SdkServer, own: str) 
     }
 
 
+@SLOW
 async def test_subscription_token(client: SdkClient, server: SdkServer, own: str) -> None:
     """A token of a subscription is refreshed when it expires, and the new one when that expires."""
     now = int(time.time())
