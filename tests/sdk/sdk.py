@@ -189,15 +189,18 @@ class SdkClient:
             async with asyncio.timeout(_PATIENCE_SECONDS), self._reported:
                 await self._reported.wait_for(lambda: self._over or condition())
         except TimeoutError:
-            raise TimeoutError(f"{self.program}: not within {_PATIENCE_SECONDS:g} s: {what}") from None
-        assert condition(), f"{self.program} has ended, without {what}"
+            raise TimeoutError(f"not within {_PATIENCE_SECONDS:g} s: {what}; {self._report()}") from None
+        assert condition(), f"the program has ended without {what}; {self._report()}"
+
+    def _report(self) -> str:
+        return "\n".join([f"events of {self.program}:", *map(json.dumps, self.events)])
 
 
 @asynccontextmanager
 async def running(program: Program, folder: Path) -> AsyncGenerator[SdkClient]:
     """Run a program during the block; then it must end with status 0, with nothing on stderr.
 
-    An error of the block shows its events and its stderr. A program whose test dies ends with its stdin.
+    A program whose test dies ends with its stdin.
 
     Args:
         program: What is run.
@@ -213,10 +216,6 @@ async def running(program: Program, folder: Path) -> AsyncGenerator[SdkClient]:
     reader = asyncio.create_task(client.read())
     try:
         yield client
-    except BaseException as error:
-        events = "\n".join(map(json.dumps, client.events))
-        error.add_note(f"The events of {program}:\n{events}\nIts stderr:\n{log.read_text()}")
-        raise
     finally:
         status = await _end(process, reader)
     assert (status, log.read_text()) == (0, "")

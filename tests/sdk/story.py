@@ -20,7 +20,8 @@ def story(events: Sequence[Event], own: str) -> dict[str, list[str]]:
 
     What may differ is left out: the order between client and channel, the reason of a lost connection, the errors that
     an SDK makes, those of a subscription, which Go alone reports beside the change of its state, ids, tags, and the
-    publisher. Epochs are numbered as they come, and offsets by their size in the channel and the epoch.
+    publisher. What an SDK asks its application for is in lists of its own, as `"asks"` and `"<channel> asks"`: Go asks
+    in a goroutine of its own. Epochs are numbered as they come, and offsets by their size in channel and epoch.
 
     Args:
         events: What the client reported.
@@ -30,7 +31,9 @@ def story(events: Sequence[Event], own: str) -> dict[str, list[str]]:
     lines: dict[str, list[str]] = {}
     for event in events:
         if line := _line(event, positions):
-            lines.setdefault(event.get("channel", "").replace(own, ""), []).append(line.replace(own, ""))
+            place = event.get("channel", "").replace(own, "")
+            place = f"{place} asks".strip() if line.startswith("get_") else place
+            lines.setdefault(place, []).append(line.replace(own, ""))
     return lines
 
 

@@ -105,10 +105,9 @@ func subscribe(event centrifuge.SubscribeEvent, answer centrifuge.SubscribeCallb
 // connected sets what a client may do.
 func connected(client *centrifuge.Client) {
 	client.OnSubscribe(subscribe)
-	client.OnPublish(func(_ centrifuge.PublishEvent, answer centrifuge.PublishCallback) {
-		answer(centrifuge.PublishReply{
-			Options: centrifuge.PublishOptions{HistorySize: 5, HistoryTTL: time.Hour},
-		}, nil)
+	client.OnPublish(func(event centrifuge.PublishEvent, answer centrifuge.PublishCallback) {
+		options := centrifuge.PublishOptions{HistorySize: 5, HistoryTTL: time.Hour, ClientInfo: event.ClientInfo}
+		answer(centrifuge.PublishReply{Options: options}, nil)
 	})
 	client.OnPresence(func(_ centrifuge.PresenceEvent, answer centrifuge.PresenceCallback) {
 		answer(centrifuge.PresenceReply{}, nil)
