@@ -407,15 +407,11 @@ async def test_publisher(client: SdkClient, server: SdkServer, own: str) -> None
     await subscribe(client, channel)
     await client.call("publish", channel=channel, data=1)
     server.publish(channel, 2, tags={"kind": "note"})
-    ann = {
-        "user": f"ann{own}",
-        "client": connected["client"],
-        "conn_info": {"name": f"ann{own}"},
-        "chan_info": None,
-    }
+    client_id: str = connected["client"]
+    ann = {"user": f"ann{own}", "client": client_id, "conn_info": {"name": f"ann{own}"}, "chan_info": None}
     await client.wait_for("publication", offset=1, data=1, info=ann, tags={})
     await client.wait_for("publication", offset=2, data=2, info=None, tags={"kind": "note"})
-    assert await client.call("presence", channel=channel) == {ann["client"]: ann}
+    assert await client.call("presence", channel=channel) == {client_id: ann}
 
 
 @REFERENCE_ALONE
