@@ -85,7 +85,7 @@ for endpoint in (ordinary, fast):
     @endpoint.on_message
     async def send_back(connection: Connection, data: bytes) -> None:
         """Return what a client sends."""
-        await connection.send(data)
+        await connection.send(data.decode())
 
     @endpoint.rpc("echo")
     def echo(_: Connection, data: Any) -> Any:

@@ -57,8 +57,8 @@ async def test_commands(client: SdkClient, server: SdkServer, own: str) -> None:
     await subscribe(client, channel)
     await client.call("publish", channel=channel, data={"n": 1})
     await client.wait_for("publication", data={"n": 1})
-    server.publish(channel, "text")
-    await client.wait_for("publication", data="text")
+    server.publish(channel, {"n": 2})
+    await client.wait_for("publication", data={"n": 2})
 
     present = (await client.call("presence", channel=channel)).values()
     assert [(info["user"], info["conn_info"]) for info in present] == [(f"ann{own}", {"name": f"ann{own}"})]
@@ -81,7 +81,7 @@ async def test_commands(client: SdkClient, server: SdkServer, own: str) -> None:
             "subscribing 0 subscribe called",
             "subscribed at 0 of epoch 1, recoverable positioned",
             "publication 1: {'n': 1}",
-            "publication 2: text",
+            "publication 2: {'n': 2}",
             "unsubscribed 0 unsubscribe called",
         ],
     }
@@ -447,7 +447,7 @@ async def test_close_codes(client: SdkClient, server: SdkServer, own: str, code:
     await connect(client, server.url, token=user)
     server.disconnect(user, 3001, "shutdown")
     await client.wait_for("connected")
-    server.disconnect(user, 4000, "another server")
+    server.disconnect(user, 4100, "another server")
     await client.wait_for("connected")
     server.disconnect(user, code, reason)
     await client.wait_for("disconnected")
@@ -457,7 +457,7 @@ async def test_close_codes(client: SdkClient, server: SdkServer, own: str, code:
             "connected {'hello': 'ann'}",
             "connecting 3001 shutdown",
             "connected {'hello': 'ann'}",
-            "connecting 4000 another server",
+            "connecting 4100 another server",
             "connected {'hello': 'ann'}",
             f"disconnected {code} {reason}",
         ]
