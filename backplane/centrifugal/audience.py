@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from backplane.centrifugal.encoding import JSON, PROTOBUF
@@ -21,6 +22,8 @@ __all__ = ["Audiences", "info_of"]
 
 # A push is a write of some 5 µs: so many in one pass of the event loop.
 _SLICE: Final = 200
+# Who is in a channel that nothing watched is known after 1.3 s.
+_KNOWN_SECONDS: Final = 2.0
 
 
 class Watcher(Protocol):
@@ -31,8 +34,28 @@ class Watcher(Protocol):
         """Its encoding."""
         ...
 
+    @property
+    def user(self) -> str | None:
+        """Its user, whose join it was notified of when it was added."""
+        ...
+
     def push(self, data: str | bytes, /) -> None:
         """Send it a push."""
+
+
+class _Audience:
+    """The clients of one channel.
+
+    Attributes:
+        watchers: The clients, each with whether it is notified already: not before the reply to its subscribe.
+        is_known: Whether it is known who was there when the first one came.
+        task: What watches.
+    """
+
+    def __init__(self) -> None:
+        self.watchers: dict[Watcher, bool] = {}
+        self.is_known: asyncio.Event = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
 
 
 class Audiences:
@@ -47,56 +70,73 @@ class Audiences:
 
     def __init__(self, backplane: Backplane) -> None:
         self._backplane = backplane
-        self._watchers: dict[str, dict[Watcher, None]] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._audiences: dict[str, _Audience] = {}
 
-    def add(self, channel: str, watcher: Watcher) -> None:
-        """Notify a client from now on."""
-        watchers = self._watchers.setdefault(channel, {})
-        watchers[watcher] = None
-        if channel not in self._tasks:
-            self._tasks[channel] = asyncio.create_task(
-                self._watch(channel, watchers), name=f"backplane-centrifugal-presence-{channel}"
-            )
+    async def prepare(self, channel: str, watcher: Watcher) -> None:
+        """Wait until it is known which users are there, which are no joins; for 2 s at most. `discard` undoes it."""
+        audience = self._audiences.get(channel)
+        if audience is None:
+            audience = self._audiences[channel] = _Audience()
+            name = f"backplane-centrifugal-presence-{channel}"
+            audience.task = asyncio.create_task(self._watch(channel, audience), name=name)
+        audience.watchers[watcher] = False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_KNOWN_SECONDS):
+                await audience.is_known.wait()
+
+    def begin(self, channel: str, watcher: Watcher, info: Any) -> None:
+        """Notify a client from now on: first of its own join, with the `info` of its user."""
+        audience = self._audiences.get(channel)
+        if audience is None:
+            return
+        audience.watchers[watcher] = True
+        if watcher.user is not None:
+            own = {"info": info_of(watcher.user, info, watcher.encoding)}
+            watcher.push(watcher.encoding.push(channel, "join", own))
 
     def discard(self, channel: str, watcher: Watcher) -> None:
         """Notify a client no more; one that is not notified changes nothing."""
-        watchers = self._watchers.get(channel)
-        if watchers is not None:
-            watchers.pop(watcher, None)
-            if not watchers:
-                del self._watchers[channel]
-                self._tasks.pop(channel).cancel()
+        audience = self._audiences.get(channel)
+        if audience is not None:
+            audience.watchers.pop(watcher, None)
+            if not audience.watchers:
+                del self._audiences[channel]
+                assert audience.task is not None
+                audience.task.cancel()
 
-    async def _watch(self, channel: str, watchers: dict[Watcher, None]) -> None:
+    async def _watch(self, channel: str, audience: _Audience) -> None:
         users: dict[str, PresentUser] = {}
-        try:
+        with suppress(BackplaneError):  # it has stopped
             async with self._backplane.watch(channel) as presence:
                 async for item in presence:
+                    gone = users
                     if isinstance(item, PresenceSnapshot):
-                        joined = {name: user for name, user in item.users.items() if users and name not in users}
+                        joined = {name: user for name, user in item.users.items() if name not in users}
                         left = [name for name in users if name not in item.users]
-                        gone, users = users, dict(item.users)
+                        users = dict(item.users)
                     else:
-                        joined, left, gone = dict(item.joined), list(item.left), users
+                        joined, left = dict(item.joined), list(item.left)
                         users = {name: user for name, user in users.items() if name not in item.left}
                         users |= joined | dict(item.updated)
+                    if not audience.is_known.is_set():
+                        audience.is_known.set()
+                        continue
                     for name, user in joined.items():
-                        await _push(watchers, channel, "join", name, user.info)
+                        await _push(audience.watchers, channel, "join", name, user.info)
                     for name in left:
-                        await _push(watchers, channel, "leave", name, gone[name].info if name in gone else None)
-        except BackplaneError:  # it has stopped
-            pass
+                        await _push(
+                            audience.watchers, channel, "leave", name, gone[name].info if name in gone else None
+                        )
 
 
-async def _push(watchers: Mapping[Watcher, None], channel: str, name: str, user: str, info: Any) -> None:
+async def _push(watchers: Mapping[Watcher, bool], channel: str, name: str, user: str, info: Any) -> None:
     """Push to all clients, in slices; each encoding is made once."""
     pushes = {
         encoding.name: encoding.push(channel, name, {"info": info_of(user, info, encoding)})
         for encoding in (JSON, PROTOBUF)
     }
     for number, watcher in enumerate(tuple(watchers), 1):
-        if watcher in watchers:
+        if watchers.get(watcher) and (name != "join" or watcher.user != user):
             watcher.push(pushes[watcher.encoding.name])
         if not number % _SLICE:
             await asyncio.sleep(0)

@@ -75,6 +75,7 @@ class SdkClient:
         "_awaits_pong",
         "_bucket",
         "_driver",
+        "_info",
         "_joining",
         "_native_pings",
         "_permits",
@@ -109,6 +110,7 @@ class SdkClient:
         self._awaits_pong = False
         self._stale: asyncio.TimerHandle | None = None
         self._user: str | None = None
+        self._info: Any = None
         self._bucket: TokenBucket | None = None
 
     # --- the connection: backplane.connection.client_protocol ---
@@ -254,7 +256,7 @@ class SdkClient:
         Raises:
             TooManyConnectionsError: The user has as many connections as are allowed.
         """
-        self._user = who.user
+        self._user, self._info = who.user, who.info
         await self.identify(who)
 
     @property
@@ -307,6 +309,8 @@ class SdkClient:
             for subscription in self._subscriptions.values():
                 self._release(subscription)
         elif command.name == "subscribe" and (found := self._subscriptions.get(command.body["channel"])) is not None:
+            if found.shows_presence:
+                self._service.audiences.begin(found.channel, self, self._info)
             self._release(found)
 
     # --- commands ---
@@ -376,8 +380,6 @@ class SdkClient:
         if subscription.recovery.rejects and subscription.keeps_history and subscription.is_lost:
             self._leave(channel)
             raise UNRECOVERABLE_POSITION.error()
-        if subscription.shows_presence:
-            self._service.audiences.add(channel, self)
         result = subscription.result(self.encoding)
         if permission is not None:
             if permission.data is not None:
@@ -392,6 +394,8 @@ class SdkClient:
         self._subscriptions[channel] = subscription
         self.held[channel] = []
         try:
+            if subscription.shows_presence:
+                await self._service.audiences.prepare(channel, self)
             await self.connection.join(channel, since=subscription.recovery.since)
         except BaseException:
             self._remove(channel)

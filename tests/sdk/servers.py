@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SERVERS", "SdkServer", "command_of"]
 
-SERVERS: Final = ("reference",)
+SERVERS: Final = ("reference", "ours")
 """Which servers the scenarios run against. `"ours"` is tests/sdk/app.py."""
 
 _HERE: Final = Path(__file__).parent
