@@ -10,7 +10,7 @@ import sys
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TypeVar, cast
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -89,35 +89,43 @@ class StartKafka(Protocol):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--chaos=full`, which tests/chaos/conftest.py reads, and `--measured`, which divides the suite in two."""
-    parser.addoption("--chaos", choices=("short", "full"), default="short", help="how much of the chaos suite to run")
+    """Add `--chaos=full`, which runs what is marked `full`, too, and `--measured`, which divides the suite in two."""
+    parser.addoption(
+        "--chaos", choices=("short", "full"), default="short", help="how much of tests/chaos and tests/sdk"
+    )
     parser.addoption("--measured", choices=("only", "rest"), help="run what `make coverage` runs, or all the rest")
 
 
-def pytest_configure() -> None:
-    """Allow as many open files as the system lets us: hundreds of sockets are open in one process."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Register a marker, and allow as many open files as the system lets us: one process opens hundreds of sockets."""
+    config.addinivalue_line("markers", "full: only with --chaos=full")
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS reports a hard limit that it does not allow
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what the other half of `--measured` runs."""
-    if (half := config.getoption("--measured")) is not None:
-        kept = [item for item in items if _is_measured(item) == (half == "only")]
-        config.hook.pytest_deselected(items=[item for item in items if _is_measured(item) != (half == "only")])
-        items[:] = kept
+    """Leave out what only the full suite runs, and what the other half of `--measured` runs."""
+    full, half = config.getoption("--chaos") == "full", config.getoption("--measured")
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for item in items:
+        is_kept = (full or not item.get_closest_marker("full")) and half in (None, _half(item))
+        (kept if is_kept else left_out).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
 
 
-def _is_measured(item: pytest.Item) -> bool:
-    """Whether `make coverage` runs it: the unit tests, each on one event loop, as both run the same lines.
+def _half(item: pytest.Item) -> Literal["only", "rest"]:
+    """Return `only` for what `make coverage` runs: the unit tests, each on one event loop, as both run the same lines.
 
     The conformance suite is not measured: under a tracer its bursts take longer than its timeouts allow.
     """
     parameters: dict[str, object] = (
         item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
     )
-    return item.nodeid.startswith("tests/unit/") and parameters.get("anyio_backend") != _UVLOOP
+    is_measured = item.nodeid.startswith("tests/unit/") and parameters.get("anyio_backend") != _UVLOOP
+    return "only" if is_measured else "rest"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -11,23 +11,13 @@ from tests.chaos.kept import KeptCaseRecorder
 from tests.chaos.target import BROKERS, FaultTarget
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker."""
-    config.addinivalue_line("markers", "full: only with --chaos=full")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run measured cases alone, and deselect those of the full suite."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run measured cases alone."""
     for item in items:
         if Path(__file__).parent in item.path.parents and "record_case" in getattr(item, "fixturenames", ()):
             item.add_marker(
                 pytest.mark.alone("it measures within how many seconds a fault is detected and recovered from")
             )
-    if config.getoption("chaos") == "full":
-        return
-    left_out = [item for item in items if item.get_closest_marker("full")]
-    items[:] = [item for item in items if item not in left_out]
-    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(scope="module")
