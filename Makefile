@@ -19,7 +19,7 @@ UV := UV_PYTHON_DOWNLOADS=never $(BIN)/uv
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command "make lock" --no-emit-package fastapi-backplane
 
-.PHONY: help demo brokers test test-unit chaos check coverage format docs docs-serve bench bench-full competitors types wheel-test lowest lock clean
+.PHONY: help demo brokers test test-unit chaos check coverage format docs docs-serve bench bench-full competitors types sdk wheel-test lowest lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -71,6 +71,9 @@ bench-full: $(VENV)/.installed-dev competitors ## Measure every scenario on ever
 
 competitors: $(VENV)/.installed-dev ## Install the products that backplane is compared with
 	-$(BIN)/python -m benchmarks.competitors.install
+
+sdk: $(VENV)/.installed-dev ## Install the SDKs that tests/sdk drives, and build the reference server; needs Node and Go
+	$(BIN)/python -m tests.sdk.install
 
 # In an environment that holds the wheel alone and finds the rest in $(VENV), and in a folder where there are no sources.
 types: $(VENV)/.installed-dev ## Check that the public interface is annotated, all of it, in the wheel

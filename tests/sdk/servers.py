@@ -1,0 +1,109 @@
+"""The servers that the SDKs are driven against, with the same rules and the same API: the reference, and ours."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from contextlib import ExitStack, suppress
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from tests.brokers.process import free_port
+from tests.sdk.install import reference_server
+from tests.server_process import server_process
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["SERVERS", "SdkServer", "command_of"]
+
+SERVERS: Final = ("reference",)
+"""Which servers the scenarios run against. `"ours"` is tests/sdk/app.py."""
+
+_HERE: Final = Path(__file__).parent
+_ERRORS: Final = re.compile("Traceback|panic:")
+
+
+def command_of(server: str) -> list[str]:
+    """Return how a server of `SERVERS` is run; it listens on the port in the variable PORT.
+
+    Raises:
+        MissingError: The reference server cannot be built here.
+    """
+    return [str(reference_server())] if server == "reference" else [sys.executable, str(_HERE / "app.py")]
+
+
+class SdkServer:
+    """A server that runs during a `with` block. Its methods, the server's own API, block.
+
+    Attributes:
+        url: Where clients connect.
+    """
+
+    def __init__(self, command: list[str], folder: Path) -> None:
+        self._command = command
+        self._folder = folder
+        self._port = free_port()
+        self._running = ExitStack()
+        self.url = f"ws://127.0.0.1:{self._port}/ws"
+
+    def publish(self, channel: str, data: Any, tags: dict[str, str] | None = None) -> None:
+        """Publish a JSON value."""
+        self._call("publish", channel=channel, data=data, tags=tags or {})
+
+    def subscribe(self, user: str, channel: str) -> None:
+        """Subscribe the connections of a user to a channel."""
+        self._call("subscribe", user=user, channel=channel)
+
+    def unsubscribe(self, user: str, channel: str, code: int, reason: str) -> None:
+        """Unsubscribe the connections of a user from a channel."""
+        self._call("unsubscribe", user=user, channel=channel, code=code, reason=reason)
+
+    def disconnect(self, user: str, code: int, reason: str) -> None:
+        """Close the connections of a user."""
+        self._call("disconnect", user=user, code=code, reason=reason)
+
+    def restart(self) -> None:
+        """Kill it and start it again on the same port; what it kept in memory is lost."""
+        self._process.kill()
+        self._process.wait()
+        self._running.close()
+        self._start()
+
+    def __enter__(self) -> Self:
+        self._start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._running.__exit__(kind, error, traceback)
+
+    def _start(self) -> None:
+        variables = {"PORT": str(self._port)}
+        server = self._running.enter_context(
+            server_process(self._command, self._folder, cwd=_HERE, environment=variables, errors=_ERRORS)
+        )
+        self._process = server.process
+        server.wait_until(self._is_ready, "it answers")
+
+    def _is_ready(self) -> bool:
+        with suppress(OSError, HTTPException):
+            return self._request("GET", "/ready") == 200
+        return False
+
+    def _call(self, name: str, **fields: Any) -> None:
+        status = self._request("POST", f"/control/{name}", json.dumps(fields))
+        assert status == 200, f"{name}: {status}"
+
+    def _request(self, method: str, path: str, body: str | None = None) -> int:
+        connection = HTTPConnection("127.0.0.1", self._port, timeout=10)
+        try:
+            connection.request(method, path, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            response.read()
+            return response.status
+        finally:
+            connection.close()
