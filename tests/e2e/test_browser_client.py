@@ -149,7 +149,7 @@ async def visited(page: Page, *, stopped_clock: bool = False) -> AsyncGenerator[
     """Serve the site, and open its page; with a clock that stands still, which the test moves."""
     site, visitor = Site(), Visitor(page)
     async with serving_in_loop(site.app) as server:
-        await page.expose_function("record", visitor.record)
+        await page.expose_function("record", visitor.record)  # pyright: ignore[reportUnknownMemberType]
         if stopped_clock:
             await page.clock.install(time=0)
         await page.goto(server.http_url)
