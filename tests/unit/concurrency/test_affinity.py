@@ -149,7 +149,9 @@ SAFE: dict[type, set[str]] = {
     Subscription: {"channels", "context", "id", "is_over", "kind", "position", "resumed", "token", "user"},
     TypedChannel: {"encode", "name"},
 }
-INTERNAL: dict[type, set[str]] = {Subscription: {"end", "gap", "joined", "note_invalid", "offer", "offer_missed"}}
+INTERNAL: dict[type, set[str]] = {
+    Subscription: {"discard", "end", "gap", "joined", "note_invalid", "offer", "offer_missed"}
+}
 
 EVERY_USE = pytest.mark.parametrize(
     "use",

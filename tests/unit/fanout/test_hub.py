@@ -394,6 +394,7 @@ async def test_a_channel_that_rests_rests_once() -> None:
     """What is given back while a channel rests is a long fan-out of its own, after which the same rest goes on."""
     async with running(slice_size=3, pass_seconds=0.0, most_rest_seconds=60.0) as worker:
         last = await rested(worker, "a")
+        assert worker.hub.resting == 1
         timers = dict(worker.hub._resting)  # pyright: ignore[reportPrivateUsage]
         timers["a"].cancel()
         worker.hub._give_back("a", Batch(Message(channel="a", data="missed")))  # pyright: ignore[reportPrivateUsage]
