@@ -373,7 +373,7 @@ class Hub:
         messages out of order. So does one that rests.
         """
         collected, self._collected = self._collected, {}
-        if self._deliveries or self._resting:
+        if collected and (self._deliveries or self._resting):
             for channel in (
                 {delivery.channel for delivery in self._deliveries} | self._resting.keys()
             ) & collected.keys():

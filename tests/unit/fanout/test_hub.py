@@ -323,10 +323,14 @@ async def test_slices(size: int) -> None:
         subscribers = await crowd(worker, "a", size)
         worker.deliver("a", "1", "2")
         passes: list[int] = []
+        under_way: list[int] = []
         while len(passes) < 5:
             await run_passes(1)
             passes.append(*counts(subscribers))
+            under_way.append(worker.hub.under_way)
         assert passes == [min(size, 3 * number) for number in range(1, 6)]
+        # A slice that is full can be the last one, which the next pass finds.
+        assert under_way == [int(size >= 3 * number) for number in range(1, 6)]
         assert [subscriber.offers for subscriber in subscribers] == [[["1", "2"]]] * size
         assert worker.hub.delivered == 2
 
