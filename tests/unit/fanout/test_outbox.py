@@ -582,7 +582,7 @@ def test_an_outbox_that_is_cleared_when_it_drops() -> None:
     """Where the application closes the client because of a drop, what is then offered is counted, and nothing twice."""
     waiting = Waiting()
     outbox = Outbox(Backlog(max_messages=1, when_full="drop_oldest"), waiting=waiting)
-    outbox.on_drop = lambda *_: outbox.clear()
+    outbox.on_drop = lambda _, __: outbox.clear()
     for data in ("1", "22", "333"):
         outbox.offer(text(data))
     assert counted(waiting) == (1, 1, 3)
