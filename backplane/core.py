@@ -399,7 +399,7 @@ class Backplane(ClusterVerbs):
                 await subscription.join(channel, since=positions, rewind=rewind)
             yield subscription
         finally:
-            subscription.end()
+            subscription.discard()
             runtime.subscriptions.pop(subscription, None)
 
     def connect(
@@ -712,7 +712,8 @@ class Backplane(ClusterVerbs):
         )
 
     def _outbox(self, runtime: Runtime, backlog: Backlog | None) -> Outbox:
-        return Outbox(self._backlog if backlog is None else _checked_backlog(backlog), bursts=runtime.bursts)
+        backlog = self._backlog if backlog is None else _checked_backlog(backlog)
+        return Outbox(backlog, bursts=runtime.bursts, waiting=runtime.waiting)
 
     def _check_configurable(self, name: str) -> None:
         if self._lifecycle.is_started:

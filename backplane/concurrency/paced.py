@@ -47,6 +47,10 @@ class PacedCalls(Generic[_ItemT]):
         if everything:
             self._handle = self._loop.call_at(self._begin, self._call_due)
 
+    def __len__(self) -> int:
+        """Return how many calls are still to be made."""
+        return 0 if self._handle is None else self._count - self._called
+
     def cancel(self) -> None:
         """Make no further call."""
         if self._handle is not None:

@@ -37,6 +37,10 @@ class Schedule(ABC, Generic[_ItemT]):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0
 
+    def __len__(self) -> int:
+        """Return how many items wait, in a time that grows with the ticks that have one."""
+        return sum(map(len, self._buckets.values()))
+
     @abstractmethod
     def _call(self, item: _ItemT, now: float) -> None:
         """Do what is due. What it raises goes to the event loop's exception handler, and the calls go on."""

@@ -43,7 +43,13 @@ A function or a coroutine function, as `OnMessage`.
 
 
 class Clients(Protocol):
-    """Where a client is removed once nothing of it runs any more."""
+    """Where a client is removed once nothing of it runs any more.
+
+    Attributes:
+        handed_over: How many clients have such a handler.
+    """
+
+    handed_over: int
 
     def unregister(self, client: ConnectionDriver, when_gone: Callable[[Callable[[], None]], None], /) -> None:
         """Remove a client; it counts until `when_gone` has called its argument."""
@@ -104,6 +110,7 @@ class CallbackHandler:
     def begin(self, lane: HandedOverLane) -> None:
         """Receive from `lane`."""
         self._lane = lane
+        self._clients.handed_over += 1
         if self._on_open is not None:
             self._start()
 
@@ -226,6 +233,7 @@ class CallbackHandler:
         finally:
             if lane.close_code is None:  # no close frame was sent, whose answer could come
                 lane.close()
+            self._clients.handed_over -= 1
             self._clients.unregister(driver, lane.when_gone)
             driver.release()
         if error is not None and not isinstance(error, Exception):  # ends the process, or is a cancellation

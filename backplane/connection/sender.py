@@ -109,10 +109,10 @@ class Sender(ABC):
 
     def _put_into_outbox(self, messages: Sequence[Message]) -> None:
         for message in messages:
-            if self._closed:  # by the application, which is called when a message is dropped
-                return self._outbox.clear()
             if not self._outbox.offer(message):
                 return self._callbacks.outbox_full(message)
+            if self._closed:  # by the application, which is called when a message is dropped
+                return self._outbox.clear()
 
 
 class AsgiSender(Sender):

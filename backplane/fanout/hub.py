@@ -122,6 +122,16 @@ class Hub:
         """How many channels may miss messages that the broker has not given back yet: none without a history."""
         return 0
 
+    @property
+    def under_way(self) -> int:
+        """How many channels are being delivered to: their fan-out takes more than one pass of the event loop."""
+        return len(self._deliveries)
+
+    @property
+    def resting(self) -> int:
+        """How many channels collect for a moment after a long fan-out."""
+        return len(self._resting)
+
     async def join(self, channel: str, subscriber: Subscriber, *, since: str | None = None, rewind: int = 0) -> None:
         """Add `subscriber`; when this returns it misses no later publish without a gap.
 
@@ -363,7 +373,7 @@ class Hub:
         messages out of order. So does one that rests.
         """
         collected, self._collected = self._collected, {}
-        if self._deliveries or self._resting:
+        if collected and (self._deliveries or self._resting):
             for channel in (
                 {delivery.channel for delivery in self._deliveries} | self._resting.keys()
             ) & collected.keys():

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from backplane.log_bursts import LogBursts
     from backplane.statistics import DropReason
 
-__all__ = ["GAP_BYTES", "Outbox"]
+__all__ = ["GAP_BYTES", "Outbox", "Waiting"]
 
 logger: Final = logging.getLogger("backplane.fanout.outbox")
 
@@ -29,12 +29,30 @@ GAP_BYTES: Final = 64
 _MOST_ALLOWED: Final = 3
 
 
+class Waiting:
+    """What waits in all outboxes of a worker. Each counts its own, so that no pass adds it up.
+
+    Attributes:
+        subscribers: Outboxes in which something waits.
+        messages: What waits in all of them, gaps included.
+        size_bytes: Its size.
+    """
+
+    __slots__ = ("messages", "size_bytes", "subscribers")
+
+    def __init__(self) -> None:
+        self.subscribers: int = 0
+        self.messages: int = 0
+        self.size_bytes: int = 0
+
+
 class Outbox:
     """The items that wait for one subscriber, in the order in which they were offered.
 
     Args:
         backlog: The bounds of all channels together, and the policy of those that have none of their own.
         bursts: How a `latest_by` that fails is logged. Defaults to not at all.
+        waiting: Where what waits is counted, with that of other outboxes. Defaults to nowhere else.
 
     Attributes:
         dropped: How many messages were dropped or replaced so far.
@@ -50,15 +68,17 @@ class Outbox:
         "_items",
         "_of_channels",
         "_size_bytes",
+        "_waiting",
         "dropped",
         "is_overflowing",
         "on_drop",
     )
 
-    def __init__(self, backlog: Backlog, *, bursts: LogBursts | None = None) -> None:
+    def __init__(self, backlog: Backlog, *, bursts: LogBursts | None = None, waiting: Waiting | None = None) -> None:
         self._backlog = backlog
         self._of_channels: dict[str, Backlog] | None = None
         self._bursts = bursts
+        self._waiting = waiting or Waiting()
         # `None` while empty: most subscribers are idle, and an empty OrderedDict takes 400 bytes.
         self._items: OrderedDict[object, Message | Gap] | None = None
         self._count: int = 0
@@ -146,10 +166,14 @@ class Outbox:
                 self._report_drop(item, "dropped_newest")
                 return True
             self._drop(oldest, "dropped_oldest")
+        waiting = self._waiting
         if self._items is None:
             self._items = OrderedDict()
+            waiting.subscribers += 1
         self._items[place] = item
         self._size_bytes += size
+        waiting.messages += 1
+        waiting.size_bytes += size
         return True
 
     def take(self) -> Message | Gap | None:
@@ -158,18 +182,28 @@ class Outbox:
             return None
         _, item = self._items.popitem(last=False)
         if not self._items:
-            self._items = None
             self._allowances = None
             self.is_overflowing = False
-        self._size_bytes -= _size(item)
+        self._removed(1, _size(item))
         return item
 
     def clear(self) -> None:
         """Discard what waits; it does not count as dropped."""
-        self._items = None
         self._allowances = None
         self.is_overflowing = False
-        self._size_bytes = 0
+        if self._items:
+            count = len(self._items)
+            self._items.clear()
+            self._removed(count, self._size_bytes)
+
+    def _removed(self, count: int, size_bytes: int) -> None:
+        """Note what waits no more: `count` items have been removed."""
+        self._size_bytes -= size_bytes
+        self._waiting.messages -= count
+        self._waiting.size_bytes -= size_bytes
+        if not self._items:
+            self._items = None
+            self._waiting.subscribers -= 1
 
     def _policy_of(self, item: Message | Gap) -> Backlog:
         return self._backlog if self._of_channels is None else self._of_channels.get(item.channel, self._backlog)
@@ -214,7 +248,7 @@ class Outbox:
     def _drop(self, place: object, reason: DropReason) -> None:
         assert self._items is not None
         item = self._items.pop(place)
-        self._size_bytes -= _size(item)
+        self._removed(1, _size(item))
         self._report_drop(item, reason)
 
     def _report_drop(self, item: Message | Gap, reason: DropReason) -> None:

@@ -148,6 +148,11 @@ class Subscription(BaseSubscriber):
         self._leave_all()
         self._wake()
 
+    def discard(self) -> None:
+        """End, and drop what waits: nothing iterates any more."""
+        self.end()
+        self._outbox.clear()
+
     def __aiter__(self) -> AsyncIterator[Message | Gap]:
         return self
 

@@ -373,7 +373,7 @@ class _EventStreamResponse(Response):
             try:
                 await self._answer(stream, scope, receive, send)
             finally:  # at once: the next request may be here already
-                stream.end()
+                stream.discard()
                 runtime.clients.unregister(stream, partial(when_gone, scope))
         if self.background is not None:
             await self.background()

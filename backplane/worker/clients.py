@@ -67,6 +67,7 @@ class ClientRegistry:
 
     Attributes:
         is_draining: No client is accepted any more.
+        handed_over: How many clients are served by callbacks, without a task. Edited by their handlers.
         index: The clients by user, for commands; `None` where there are none.
     """
 
@@ -75,12 +76,14 @@ class ClientRegistry:
         self._counters = counters
         self._bursts = bursts
         self.is_draining: bool = False
+        self.handed_over: int = 0
         self.index: ClientIndex | None = None
         self._keys: dict[LocalClient, str | bytes | None] = {}
         self._ended: int = 0  # clients whose handler has ended and whose transport is still there
         self._refusals: int = 0
         self._count_by_key: Counter[str | bytes] = Counter()
         self._warned_of_unknown: bool = False
+        self._retiring: PacedCalls[LocalClient] | None = None
         self._emptied = asyncio.Event()
 
     def __len__(self) -> int:
@@ -91,6 +94,11 @@ class ClientRegistry:
     def connected(self) -> Collection[LocalClient]:
         """The clients whose handler runs: WebSockets and event streams."""
         return self._keys.keys()
+
+    @property
+    def retiring(self) -> int:
+        """How many clients are still to be closed by `retire_all`, those that leave before their turn included."""
+        return 0 if self._retiring is None else len(self._retiring)
 
     def register(self, client: LocalClient, client_key: str | bytes | None, max_per_client: int | None) -> None:
         """Accept a client.
@@ -171,7 +179,7 @@ class ClientRegistry:
         logger.info("draining: closing %d connections over %.1f s", len(self._keys), seconds)
         # Not at once: by then the server's other workers accept no new client either.
         begin = seconds / 10
-        PacedCalls(self._retire, self._keys, after_seconds=begin, seconds=seconds - begin)
+        self._retiring = PacedCalls(self._retire, self._keys, after_seconds=begin, seconds=seconds - begin)
         return seconds
 
     def _retire(self, client: LocalClient) -> None:

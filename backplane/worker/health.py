@@ -15,6 +15,8 @@ __all__ = ["Health"]
 class Health:
     """The state of this worker's backplane. Holds no secret, no URL and no channel name.
 
+    What there are many of is counted where it changes, so that no figure is added up from all clients.
+
     Attributes:
         live: The supervisor of the link runs; if it does not, only a new process helps. An outage of the broker does
             not change this.
@@ -29,7 +31,23 @@ class Health:
         last_gap_reason: The reason of that gap, which may hold the broker's own text.
         channels: Channels with a subscriber on this worker.
         connections: Clients of this worker, WebSockets and event streams, until their transport is gone.
+        handed_over: Those of them that were handed over and have no task (`Backplane.hand_over`, on the direct lane).
+        closing: WebSockets whose turn to be closed is still to come: after a gap or a failure of the broker, and, event
+            streams included, in the drain. One that leaves before its turn in the drain counts until then, and one
+            that waits in both counts twice.
         subscriptions: Subscriptions (`Backplane.subscribe`) of this worker.
+        slow_subscribers: Clients and subscriptions for which something waits in this package, as they do not take it as
+            fast as it is published.
+        waiting_messages: What waits for all of them, within the `Backlog` of each. What the server and the system have
+            buffered for their sockets is not in it.
+        waiting_bytes: The size of that (of text: characters).
+        fan_outs: Channels whose messages are being delivered in more than one pass of the event loop: many clients, or
+            more messages than this worker delivers.
+        resting_channels: Channels that collect for up to 2 ms after such a fan-out, so that what comes meanwhile is
+            written together.
+        longest_stall_seconds: For how long the event loop made no pass at most, within the last 30 to 60 seconds,
+            whatever the reason: the application, a garbage collection, a machine without a free core. Measured by a
+            timer every 0.05 s, so that a stall can have been longer by as much; shorter ones are found by chance.
         buffered: Messages that wait for the broker to be available again, with `outage="buffer"`.
         channels_in_doubt: Kept channels that may miss messages which the broker has not given back yet.
         presence_lag_seconds: How old the change of presence is that waits longest to be sent: more than a second where
@@ -48,7 +66,15 @@ class Health:
     last_gap_reason: str | None = None
     channels: int = 0
     connections: int = 0
+    handed_over: int = 0
+    closing: int = 0
     subscriptions: int = 0
+    slow_subscribers: int = 0
+    waiting_messages: int = 0
+    waiting_bytes: int = 0
+    fan_outs: int = 0
+    resting_channels: int = 0
+    longest_stall_seconds: float = 0.0
     buffered: int = 0
     channels_in_doubt: int = 0
     presence_lag_seconds: float = 0.0

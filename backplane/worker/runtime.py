@@ -18,6 +18,7 @@ from backplane.cluster.bus import ClusterBus
 from backplane.cluster.signatures import Signer
 from backplane.concurrency.call_queue import CallQueue
 from backplane.concurrency.collector import no_walk_of_what_lives
+from backplane.concurrency.stalls import StallMeter
 from backplane.connection.connection import Connection
 from backplane.connection.keepalive import KeepaliveScheduler
 from backplane.connection.limits import Limits
@@ -35,6 +36,7 @@ from backplane.errors import (
 from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.codec import encode
 from backplane.fanout.hub import Hub
+from backplane.fanout.outbox import Waiting
 from backplane.history.histories import Histories
 from backplane.log_bursts import LogBursts
 from backplane.presence_types import Who
@@ -98,6 +100,8 @@ class Runtime:
         origin: Random bytes that identify this process on the broker.
         clients: The WebSockets and event streams of this worker.
         policy: What applies to a client that is given no options of its own.
+        waiting: What waits in the outboxes of this worker's subscribers.
+        stalls: How long the event loop was blocked.
         subscriptions: The subscriptions of the application (`Backplane.subscribe`).
         keepalive: The timer of all connections.
         histories: The histories of the kept channels; `None` without rules.
@@ -156,6 +160,8 @@ class Runtime:
             prepare=None if histories is None else histories.prepare,
             link_tasks=() if histories is None else histories.link_tasks,
         )
+        self.waiting: Waiting = Waiting()
+        self.stalls: StallMeter = StallMeter()
         self.subscriptions: dict[Subscription, None] = {}
         self.keepalive: KeepaliveScheduler = KeepaliveScheduler()
         self.clients: ClientRegistry = ClientRegistry(settings.max_connections, self.statistics, self.bursts)
@@ -203,6 +209,7 @@ class Runtime:
     async def start(self) -> None:
         """Open the link, and join the cluster; see `Supervisor.start` and `Cluster.start`."""
         await self.supervisor.start()
+        self.stalls.start()
         if self.cluster is not None:
             try:
                 await self.cluster.start(strict=self.settings.start == "strict")
@@ -343,6 +350,7 @@ class Runtime:
     async def stop(self) -> None:
         """End every client and subscription that is left, and close the link."""
         self.clients.is_draining = True  # before anything is awaited
+        self.stalls.stop()
         await self._publisher.stop(self.settings.publish_timeout_seconds)
         self._end_subscriptions()
         await self.clients.close_all()
@@ -383,7 +391,15 @@ class Runtime:
             last_gap_reason=hub.gaps.last_reason,
             channels=len(hub.channels) - (0 if self._bus is None else self._bus.topics),
             connections=len(self.clients),
+            handed_over=self.clients.handed_over,
+            closing=len(self.policy.turns) + self.clients.retiring,
             subscriptions=len(self.subscriptions),
+            slow_subscribers=self.waiting.subscribers,
+            waiting_messages=self.waiting.messages,
+            waiting_bytes=self.waiting.size_bytes,
+            fan_outs=hub.under_way,
+            resting_channels=hub.resting,
+            longest_stall_seconds=self.stalls.longest_seconds,
             buffered=len(self._publisher),
             channels_in_doubt=hub.in_doubt,
             presence_lag_seconds=0.0 if self.cluster is None else self.cluster.presence_lag_seconds,

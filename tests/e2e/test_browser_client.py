@@ -149,7 +149,7 @@ async def visited(page: Page, *, stopped_clock: bool = False) -> AsyncGenerator[
     """Serve the site, and open its page; with a clock that stands still, which the test moves."""
     site, visitor = Site(), Visitor(page)
     async with serving_in_loop(site.app) as server:
-        await page.expose_function("record", visitor.record)
+        await page.expose_function("record", visitor.record)  # pyright: ignore[reportUnknownMemberType]
         if stopped_clock:
             await page.clock.install(time=0)
         await page.goto(server.http_url)
@@ -272,8 +272,10 @@ async def test_times(page: Page) -> None:
         assert "close" not in visitor.unseen()
         await page.clock.run_for(16_000)
         assert (await visitor.lost())["reason"] == "silent"
-        await page.evaluate("dispatchEvent(new Event('online'))")
-        assert (await visitor.lost(reason="online"))["pause"] == 250  # begins anew
+        await visitor.until("open")
+        for event, pause in (("offline", 500), ("online", 250)):  # the second begins anew
+            await page.evaluate(f"dispatchEvent(new Event('{event}'))")
+            assert (await visitor.lost(reason=event))["pause"] == pause
         await page.evaluate("socket.close()")
 
         # A handshake that is not answered.

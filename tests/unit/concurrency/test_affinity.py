@@ -153,7 +153,7 @@ SAFE: dict[type, set[str]] = {
     TypedChannel: {"encode", "name"},
 }
 INTERNAL: dict[type, set[str]] = {
-    Subscription: {"end", "gap", "joined", "leave_now", "note_invalid", "offer", "offer_missed"}
+    Subscription: {"discard", "end", "gap", "joined", "leave_now", "note_invalid", "offer", "offer_missed"}
 }
 
 EVERY_USE = pytest.mark.parametrize(

@@ -100,3 +100,19 @@ async def test_cancel() -> None:
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert len(calls.items) == made < 200
+
+
+async def test_how_many_are_left() -> None:
+    """The calls that are still to be made are counted, until the last one or a cancellation."""
+    calls = Calls()
+    paced = PacedCalls(calls, range(120), after_seconds=0.0, seconds=0.0)
+    assert len(paced) == 120
+    await calls.until(50)
+    assert len(paced) == 120 - len(calls.items)
+    await calls.until(120)
+    assert len(paced) == 0
+    paced = PacedCalls(calls, range(5), after_seconds=60.0, seconds=1.0)
+    assert len(paced) == 5
+    paced.cancel()
+    assert len(paced) == 0
+    assert len(PacedCalls(calls, (), after_seconds=0.0, seconds=1.0)) == 0

@@ -78,3 +78,18 @@ async def test_moments_of_items_that_are_removed() -> None:
     assert (calls.called, calls.has_timer) == (["early"], True)
     calls.remove("kept", kept)
     assert not calls.has_timer
+
+
+async def test_how_many_wait() -> None:
+    """Those of all moments count, until they are called or removed."""
+    calls = Calls()
+    assert len(calls) == 0
+    places = {item: calls.put(item, 60.0 + number) for number, item in enumerate(("one", "two", "three"))}
+    calls.put("now", 0.0)
+    assert len(calls) == 4
+    await calls.until(1)
+    calls.remove("two", places["two"])
+    assert len(calls) == 2
+    calls.remove("one", places["one"])
+    calls.remove("three", places["three"])
+    assert len(calls) == 0

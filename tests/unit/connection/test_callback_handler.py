@@ -126,6 +126,7 @@ async def test_messages_in_order(client: Client) -> None:
     """The callbacks are called one after the other, in order, and no task is left between them."""
     async with no_new_task():
         assert client.hand_over()
+        assert client.clients.handed_over == 1
         client.send("1", "2")
         await client.until("open", "1", "2")
     async with no_new_task():
@@ -134,7 +135,7 @@ async def test_messages_in_order(client: Client) -> None:
     client.leave()
     await client.until("open", "1", "2", "3", "close")
     await until_idle()
-    assert client.clients.removed == [client.driver]
+    assert (client.clients.removed, client.clients.handed_over) == ([client.driver], 0)
     assert what_happened(client.policy) == {"closed_by_client": 1}
 
 
@@ -544,6 +545,8 @@ async def test_an_ended_connection_is_freed(lane_world: World) -> None:
 
     class Registry:
         """A registry that keeps nothing."""
+
+        handed_over = 0
 
         def unregister(self, *_: object) -> None:
             """Keep nothing."""

@@ -680,12 +680,13 @@ async def test_lane_close_from_a_write() -> None:
     assert (len(lane.lane.writes), len(lane.outbox)) == (1, 0)
 
 
-async def test_owner_that_closes_at_a_drop() -> None:
+@pytest.mark.parametrize("data", [("1", "2", "3", "4"), ("1", "2")], ids=["before others", "for the last"])
+async def test_owner_that_closes_at_a_drop(data: tuple[str, ...]) -> None:
     """A client that is closed because messages are dropped keeps nothing of the batch that brought it down."""
     lane = OnLane("drop_oldest", max_messages=1)
     lane.outbox.on_drop = lambda _, __: lane.sender.close()
     lane.lane.pause()
-    lane.sender.offer(batch("1", "2", "3", "4"))
+    lane.sender.offer(batch(*data))
     assert (len(lane.outbox), lane.outbox.dropped) == (0, 1)
 
 

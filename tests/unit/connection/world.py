@@ -34,6 +34,7 @@ class Clients:
     """Where clients that were handed over are removed at their end."""
 
     def __init__(self) -> None:
+        self.handed_over = 0
         self.removed: list[ConnectionDriver] = []
 
     def unregister(self, client: ConnectionDriver, when_gone: Callable[[Callable[[], None]], None]) -> None:

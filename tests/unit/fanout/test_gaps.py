@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from backplane.errors import SubscribeError
+from backplane.fanout import gaps
 from backplane.message import ALL, Gap
 from tests.unit.doubles import RecordingSubscriber, run_passes, until_idle
 from tests.unit.kit import counts, crowd, lost, running
@@ -437,3 +438,39 @@ async def test_gap_that_is_open_is_not_reopened() -> None:
         gaps.reopen("a", "the second reason")
         gaps.notify_refused({"a": "not yours"})
         assert subscriber.received == [lost("a", "the broker refused the channel: not yours")]
+
+
+async def test_a_gap_of_many_channels_takes_several_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few channels are reported at once, the others later, each once and before a message that arrives meanwhile."""
+    monkeypatch.setattr(gaps, "_CHANNELS_AT_ONCE", 3)
+    monkeypatch.setattr(gaps, "_CHANNELS_PER_CALL", 2)
+    names = [f"channel {number}" for number in range(1_000)]
+    async with running() as worker:
+        subscriber = await worker.joined(*names)
+        worker.hub.gap(ALL, "overrun")
+        assert subscriber.received == [lost(name, "overrun") for name in names[:3]]
+        worker.deliver(names[-1], "1")
+        assert subscriber.received == [lost(name, "overrun") for name in (*names[:3], names[-1])]
+        await run_passes(2)
+        assert 3 < len(subscriber.received) < len(names)
+        await until_idle()
+        expected = [lost(name, "overrun") for name in (*names[:3], names[-1], *names[3:-1])]
+        assert [item for item in subscriber.received if item != "1"] == expected
+        assert worker.hub.gaps.reported == len(names)
+
+
+async def test_a_link_lost_while_a_gap_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not reported yet when the link is lost is reported once, when the next link has confirmed its channel."""
+    monkeypatch.setattr(gaps, "_CHANNELS_AT_ONCE", 1)
+    async with running() as worker:
+        subscriber = await worker.joined("a", "b")
+        worker.hub.gap(["a", "b"], "overrun")
+        assert subscriber.received == [lost("a", "overrun")]
+        worker.hub.open_gap(ALL, "lost")
+        worker.broker_subscriptions.forget_link()
+        await until_idle()
+        assert subscriber.received == [lost("a", "overrun")]
+        await worker.lose_link()
+        worker.open_link()
+        await until_idle()
+        assert sorted(gap.channel for gap in subscriber.received[1:] if isinstance(gap, Gap)) == ["a", "b"]

@@ -323,10 +323,14 @@ async def test_slices(size: int) -> None:
         subscribers = await crowd(worker, "a", size)
         worker.deliver("a", "1", "2")
         passes: list[int] = []
+        under_way: list[int] = []
         while len(passes) < 5:
             await run_passes(1)
             passes.append(*counts(subscribers))
+            under_way.append(worker.hub.under_way)
         assert passes == [min(size, 3 * number) for number in range(1, 6)]
+        # A slice that is full can be the last one, which the next pass finds.
+        assert under_way == [int(size >= 3 * number) for number in range(1, 6)]
         assert [subscriber.offers for subscriber in subscribers] == [[["1", "2"]]] * size
         assert worker.hub.delivered == 2
 
@@ -394,6 +398,7 @@ async def test_a_channel_that_rests_rests_once() -> None:
     """What is given back while a channel rests is a long fan-out of its own, after which the same rest goes on."""
     async with running(slice_size=3, pass_seconds=0.0, most_rest_seconds=60.0) as worker:
         last = await rested(worker, "a")
+        assert worker.hub.resting == 1
         timers = dict(worker.hub._resting)  # pyright: ignore[reportPrivateUsage]
         timers["a"].cancel()
         worker.hub._give_back("a", Batch(Message(channel="a", data="missed")))  # pyright: ignore[reportPrivateUsage]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from backplane.errors import ConfigurationError
 from backplane.fanout.backlog import Backlog, FullPolicy
-from backplane.fanout.outbox import Outbox
+from backplane.fanout.outbox import Outbox, Waiting
 from backplane.log_bursts import LogBursts
 from backplane.message import Gap, Message
 
@@ -536,3 +536,53 @@ def test_allowance_that_was_not_needed() -> None:
     assert outbox.offer(text("4"))
     outbox.clear()
     assert [outbox.offer(text(str(number))) for number in range(4)] == [True] * 3 + [False]
+
+
+def counted(waiting: Waiting) -> tuple[int, int, int]:
+    """Return what is counted of all outboxes."""
+    return waiting.subscribers, waiting.messages, waiting.size_bytes
+
+
+def test_what_waits_in_all() -> None:
+    """Outboxes that count together count what waits in all of them, and which have anything."""
+    waiting = Waiting()
+    outboxes = [Outbox(Backlog(max_messages=9), waiting=waiting) for _ in range(3)]
+    for outbox in outboxes[:2]:
+        outbox.offer(text("12"))
+        outbox.offer(gap())
+    assert counted(waiting) == (2, 4, 2 * (2 + GAP_BYTES))
+    outboxes[0].take()
+    assert counted(waiting) == (2, 3, 2 + 2 * GAP_BYTES)
+    outboxes[0].take()
+    outboxes[0].take()
+    assert counted(waiting) == (1, 2, 2 + GAP_BYTES)
+    outboxes[1].clear()
+    outboxes[1].clear()
+    assert counted(waiting) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("when_full", POLICIES)
+@given(steps=st.lists(st.one_of(st.integers(1, 40), st.sampled_from(["take", "clear", "gap"])), max_size=40))
+def test_what_waits_is_counted_with_every_policy(when_full: FullPolicy, steps: list[int | str]) -> None:
+    """Whatever is dropped, replaced, taken or cleared, the count is what the outbox has."""
+    waiting = Waiting()
+    backlog = Backlog(max_bytes=100, max_messages=3, when_full=when_full)
+    outbox = Outbox(backlog, waiting=waiting)
+    for step in steps:
+        if step == "take":
+            outbox.take()
+        elif step == "clear":
+            outbox.clear()
+        else:
+            outbox.offer(gap() if isinstance(step, str) else text("x" * step, "ab"[step % 2]))
+        assert counted(waiting) == (bool(outbox), len(outbox), outbox.size_bytes)
+
+
+def test_an_outbox_that_is_cleared_when_it_drops() -> None:
+    """Where the application closes the client because of a drop, what is then offered is counted, and nothing twice."""
+    waiting = Waiting()
+    outbox = Outbox(Backlog(max_messages=1, when_full="drop_oldest"), waiting=waiting)
+    outbox.on_drop = lambda _, __: outbox.clear()
+    for data in ("1", "22", "333"):
+        outbox.offer(text(data))
+    assert counted(waiting) == (1, 1, 3)

@@ -23,7 +23,7 @@ from backplane import (
 )
 from backplane.errors import ClosedError, SubscribeError
 from backplane.fanout.batch import Batch
-from backplane.fanout.outbox import Outbox
+from backplane.fanout.outbox import Outbox, Waiting
 from backplane.fanout.subscriber_options import SubscriberOptions
 from backplane.fanout.subscription import Subscription
 from backplane.message import ALL, Joined, Position
@@ -592,3 +592,17 @@ async def test_nothing_is_left_of_what_is_given_back() -> None:
         hub.keep("kept", "live")
         assert await take(subscription, 1) == ["live"]
         subscription.end()
+
+
+async def test_discarded() -> None:
+    """What waits for a subscription that nothing iterates any more is dropped, and counts no more."""
+    async with running() as worker:
+        waiting = Waiting()
+        subscription = Subscription(worker.hub, None, Outbox(Backlog(), waiting=waiting))
+        await subscription.join("a")
+        worker.deliver("a", "1")
+        await until_idle()
+        assert waiting.messages == 1
+        subscription.discard()
+        assert waiting.messages == 0
+        assert [item async for item in subscription] == []

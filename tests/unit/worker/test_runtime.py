@@ -9,6 +9,9 @@ import pytest
 
 from backplane.connection.limits import Limits
 from backplane.errors import ClosedError, TooManyConnectionsError
+from backplane.fanout.backlog import Backlog
+from backplane.fanout.outbox import Outbox
+from backplane.message import Message
 from backplane.settings import Settings
 from backplane.worker.runtime import Runtime
 from tests.unit.doubles import ControlledBroadcaster, FakeClient
@@ -84,3 +87,34 @@ async def test_policy_of_the_application() -> None:
     assert policy.with_options(None, None) is policy
     other = policy.with_options(Limits(max_channels=1), None)
     assert (other.limits.max_channels, other.on_gap, other.statistics is worker.statistics) == (1, "close", True)
+
+
+async def test_health_with_many_clients() -> None:
+    """What waits, the closes whose turn is to come, and stalls are stated; at the stop no timer of them is left."""
+    worker = Runtime(ControlledBroadcaster(), Settings(drain_seconds=60.0))
+    await worker.start()
+    before = worker.health()
+    assert (before.closing, before.slow_subscribers, before.waiting_messages, before.waiting_bytes) == (0, 0, 0, 0)
+    outbox = Outbox(Backlog(), waiting=worker.waiting)
+    outbox.offer(Message(channel="a", data="four"))
+    worker.clients.handed_over = 2
+    close = WaitingTurn()
+    place = worker.policy.turns.put(close, 60.0)
+    for _ in range(500):
+        worker.clients.register(FakeClient(), None, None)
+    worker.clients.retire_all(60.0)
+    worker.stalls._longest = 0.25  # pyright: ignore[reportPrivateUsage]
+    health = worker.health()
+    assert (health.handed_over, health.closing) == (2, 501)
+    assert (health.slow_subscribers, health.waiting_messages, health.waiting_bytes) == (1, 1, 4)
+    assert (health.fan_outs, health.resting_channels, health.longest_stall_seconds >= 0.25) == (0, 0, True)
+    worker.policy.turns.remove(close, place)
+    await worker.stop()
+    assert worker.stalls._timer is None  # pyright: ignore[reportPrivateUsage]
+
+
+class WaitingTurn:
+    """A close that waits."""
+
+    def turn_has_come(self) -> None:
+        """Do nothing."""
