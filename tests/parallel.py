@@ -1,8 +1,10 @@
 """How the tests run in parallel with `pytest -n auto`: their order, their workers, and which run alone.
 
 Every test may run in parallel with every other one. One that cannot, as it measures or needs idle cores, is marked
-`alone("the reason")`: it runs when all others are done, and no other runs meanwhile. A broker that takes long to
-start is run by the process that started the workers, for all of them: tests/brokers/commons.py.
+`alone("the reason")`: it runs when all others are done, and no other runs meanwhile. One that waits most of the time,
+and only must not be delayed, is marked `alone("the reason", waits=True)`: two of these run at once, and no other
+meanwhile. A broker that takes long to start is run by the process that started the workers, for all of them:
+tests/brokers/commons.py.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,18 +27,23 @@ if TYPE_CHECKING:
 
 _WORKERS_PER_CORE = 3  # most tests wait most of the time
 _SHARES_SERVERS = "tests/examples/"  # started once for all tests of a file
-_LOCK = pytest.StashKey[Path]()
+_WAITING_AT_ONCE = 2
+_LOCKS = pytest.StashKey[list[Path]]()
 _PLACE = pytest.StashKey[Any]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker; in a worker also set the lock of the whole run, and a writer to the terminal."""
-    config.addinivalue_line("markers", "alone(reason): runs when all others are done, while nothing else does")
+    """Register the marker; in a worker also set the locks of the whole run, and a writer to the terminal."""
+    config.addinivalue_line(
+        "markers",
+        "alone(reason, waits=False): runs when all others are done, while no test does, or one more where both wait",
+    )
     config.stash[COMMONS] = Commons()
     if hasattr(config, "workerinput"):
         worker: Any = config
         config.stash[COMMONS] = CommonsElsewhere(worker.workerinput["commons"])
-        config.stash[_LOCK] = Path(config.option.basetemp).with_name("alone.lock")
+        path = Path(config.option.basetemp)
+        config.stash[_LOCKS] = [path.with_name(f"alone-{n}.lock") for n in range(_WAITING_AT_ONCE)]
         # The output of a worker is dropped, and with it the stacks of a test that took too long.
         writer = create_terminal_writer(config, sys.__stderr__)
         config.get_terminal_writer = lambda: writer  # type: ignore[method-assign]
@@ -95,18 +103,31 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put those that run alone after all others."""
-    items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
+    """Put those that run alone after all others, at the end those that do not wait."""
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    alone = item.get_closest_marker("alone")
+    return 0 if alone is None else 1 if alone.kwargs.get("waits") else 2
 
 
 @pytest.hookimpl(
     wrapper=True, tryfirst=True
 )  # around the timeout of the test, which must not include the wait for the lock
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Run a test while no test runs alone, or alone while no other runs."""
-    if (path := item.config.stash.get(_LOCK, None)) is None:
+    """Run a test while no test runs alone, or alone while no other runs.
+
+    A test shares all locks; one that runs alone holds all, or one of them where it waits most of the time.
+    """
+    if (paths := item.config.stash.get(_LOCKS, None)) is None:
         return (yield)
-    with locked(path, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH):
+    alone = item.get_closest_marker("alone")
+    if alone is not None and alone.kwargs.get("waits"):
+        paths = [paths[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(paths)]]
+    with ExitStack() as stack:
+        for path in paths:
+            stack.enter_context(locked(path, fcntl.LOCK_EX if alone else fcntl.LOCK_SH))
         return (yield)
 
 

@@ -67,6 +67,36 @@ def test_meeting_two():
     meet(2)
 """
 
+WAITING = """
+def meet(kind, number):
+    (RUNNING.parent / f"{kind}-{number}").touch()
+    while not (RUNNING.parent / f"{kind}-{1 - number}").exists():
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.alone("no other may delay it", waits=True)
+def test_that_waits(number):
+    with running(f"waiting-{number}"):
+        meet("waiting", number)
+        assert set(others(f"waiting-{number}")) <= {"waiting-0", "waiting-1"}
+
+
+@pytest.mark.alone("no other test may run")
+def test_alone():
+    assert others("alone") == []
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_another(number):
+    with running(f"other-{number}"):
+        if number % 2:  # the second test of each worker: both workers have then been given a test that waits
+            meet("other", number // 2)
+        until = time.monotonic() + 0.3
+        while time.monotonic() < until:
+            assert not [name for name in others(f"other-{number}") if name.startswith("waiting")]
+"""
+
 HANGING = """
 @pytest.mark.timeout(0.5)
 def test_hanging():
@@ -146,6 +176,13 @@ def test_all_run_together_but_those_that_run_alone(tmp_path: Path) -> None:
     status, output = run(tmp_path, MEETING)
     assert status == 0, output
     assert "5 passed" in output
+
+
+def test_those_that_wait_run_together_and_beside_no_other(tmp_path: Path) -> None:
+    """Two tests marked `alone(..., waits=True)` that wait for each other pass, and run beside no test that is not."""
+    status, output = run(tmp_path, WAITING)
+    assert status == 0, output
+    assert "7 passed" in output
 
 
 def test_timeout_of_one_test_ends_only_that_test(tmp_path: Path) -> None:
