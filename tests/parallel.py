@@ -12,7 +12,10 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
+from bisect import bisect_left
 from contextlib import ExitStack
+from functools import cached_property
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +26,10 @@ from tests.brokers.commons import COMMONS, Commons, CommonsElsewhere
 from tests.brokers.process import locked
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
 _WORKERS_PER_CORE = 3  # most tests wait most of the time
+_COMPUTES = "tests/unit/"  # these use a core all the time
 _SHARES_SERVERS = "tests/examples/"  # started once for all tests of a file
 _WAITING_AT_ONCE = 2
 _LOCKS = pytest.StashKey[list[Path]]()
@@ -72,10 +76,17 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
-    """Schedule one test after the other, in order; those of a file together where they share servers."""
+    """Schedule one test after the other, in order; those of a file together where they share servers.
+
+    One worker in three begins with the tests that compute, so that no core is idle while the others wait.
+    """
     from xdist.scheduler import LoadScheduling  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
 
     class InOrder(LoadScheduling):  # type: ignore[misc]
+        @cached_property
+        def computing(self) -> range:
+            return _that_compute(self.collection)
+
         def check_schedule(self, node: Any, duration: float = 0) -> None:
             if node.shutting_down:
                 return
@@ -87,18 +98,43 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
                 self._send_tests(node, 1)
 
         def _send_tests(self, node: Any, num: int) -> None:
-            while num < len(self.pending) and self._file(num).startswith(_SHARES_SERVERS):
-                if self._file(num) != self._file(num - 1):
-                    break
-                num += 1
+            begins_with_these = _number(node.gateway.id) % 3 == 2
+            if not (begins_with_these and _bring_forward(self.pending, self.computing, num)):
+                num = _with_its_file(self.pending, self.collection, num)
             super()._send_tests(node, num)
-
-        def _file(self, place: int) -> str:
-            collection: Any = self.collection
-            return str(collection[self.pending[place]]).partition("::")[0]
 
     config.option.maxschedchunk = 1
     return InOrder(config, log)
+
+
+def _that_compute(names: Sequence[str]) -> range:
+    """Return the places of the tests that compute, without those that run alone, which are at the end."""
+    marks = [name.startswith(_COMPUTES) for name in names]
+    first = marks.index(True) if True in marks else len(marks)
+    return range(first, marks.index(False, first) if False in marks[first:] else len(marks))
+
+
+def _bring_forward(pending: list[int], wanted: range, count: int) -> bool:
+    """Put the first of the wanted tests, and those after it, in front; return whether any is left."""
+    first = bisect_left(pending, wanted.start)
+    if first == len(pending) or pending[first] not in wanted:
+        return False
+    moved = pending[first : first + count]
+    del pending[first : first + count]
+    pending[:0] = moved
+    return True
+
+
+def _with_its_file(pending: list[int], names: Sequence[str], count: int) -> int:
+    """Return how many tests to send instead of `count`: all of a file that shares servers."""
+    files = (names[place].partition("::")[0] for place in islice(pending, count - 1, None))
+    if not (file := next(files, "")).startswith(_SHARES_SERVERS):
+        return count
+    return count + sum(1 for _ in takewhile(file.__eq__, files))
+
+
+def _number(worker: str) -> int:
+    return int(worker.removeprefix("gw"))
 
 
 @pytest.hookimpl(trylast=True)
@@ -124,7 +160,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
     alone = item.get_closest_marker("alone")
     if alone is not None and alone.kwargs.get("waits"):
-        paths = [paths[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(paths)]]
+        paths = [paths[_number(os.environ["PYTEST_XDIST_WORKER"]) % len(paths)]]
     with ExitStack() as stack:
         for path in paths:
             stack.enter_context(locked(path, fcntl.LOCK_EX if alone else fcntl.LOCK_SH))

@@ -97,6 +97,18 @@ def test_another(number):
             assert not [name for name in others(f"other-{number}") if name.startswith("waiting")]
 """
 
+# Six, as each worker is given two tests at once.
+COMPUTED = """
+@pytest.mark.parametrize("number", range(6))
+def test_that_waits(number):
+    while not (RUNNING / "computed").exists():
+        time.sleep(0.01)
+"""
+COMPUTING = """
+def test_that_computes():
+    (RUNNING / "computed").touch()
+"""
+
 HANGING = """
 @pytest.mark.timeout(0.5)
 def test_hanging():
@@ -157,11 +169,22 @@ def test_after_the_crash(request):
 """
 
 
-def run(folder: Path, code: str) -> tuple[int, str]:
-    """Run these tests on two workers; return the exit status and the output."""
+def run(folder: Path, code: str, *, workers: int = 2) -> tuple[int, str]:
+    """Run these tests on so many workers; return the exit status and the output."""
     (folder / "running").mkdir()
     (folder / "test_it.py").write_text(SHARED + code, encoding="utf-8")
-    options = ["-n", "2", "-p", "xdist", "-p", "pytest_timeout", "-p", "tests.parallel", "-p", "no:cacheprovider"]
+    options = [
+        "-n",
+        str(workers),
+        "-p",
+        "xdist",
+        "-p",
+        "pytest_timeout",
+        "-p",
+        "tests.parallel",
+        "-p",
+        "no:cacheprovider",
+    ]
     options += ["--timeout", "30", "--timeout-method", "thread"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RUNNING": str(folder / "running")}
     environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
@@ -181,6 +204,15 @@ def test_all_run_together_but_those_that_run_alone(tmp_path: Path) -> None:
 def test_those_that_wait_run_together_and_beside_no_other(tmp_path: Path) -> None:
     """Two tests marked `alone(..., waits=True)` that wait for each other pass, and run beside no test that is not."""
     status, output = run(tmp_path, WAITING)
+    assert status == 0, output
+    assert "7 passed" in output
+
+
+def test_the_third_worker_begins_with_the_unit_tests(tmp_path: Path) -> None:
+    """While two workers wait, the third one runs what is in `tests/unit`, and then helps them."""
+    (tmp_path / "tests" / "unit").mkdir(parents=True)
+    (tmp_path / "tests" / "unit" / "test_computing.py").write_text(SHARED + COMPUTING, encoding="utf-8")
+    status, output = run(tmp_path, COMPUTED, workers=3)
     assert status == 0, output
     assert "7 passed" in output
 
