@@ -85,7 +85,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     class InOrder(LoadScheduling):  # type: ignore[misc]
         @cached_property
         def computing(self) -> range:
-            return _that_compute(self.collection)
+            names: Any = self.collection
+            return _that_compute(names)
 
         def check_schedule(self, node: Any, duration: float = 0) -> None:
             if node.shutting_down:
@@ -98,9 +99,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
                 self._send_tests(node, 1)
 
         def _send_tests(self, node: Any, num: int) -> None:
+            names: Any = self.collection
             begins_with_these = _number(node.gateway.id) % 3 == 2
             if not (begins_with_these and _bring_forward(self.pending, self.computing, num)):
-                num = _with_its_file(self.pending, self.collection, num)
+                num = _with_its_file(self.pending, names, num)
             super()._send_tests(node, num)
 
     config.option.maxschedchunk = 1
