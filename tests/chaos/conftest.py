@@ -16,7 +16,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents and "record_case" in getattr(item, "fixturenames", ()):
             item.add_marker(
-                pytest.mark.alone("it measures within how many seconds a fault is detected and recovered from")
+                pytest.mark.alone(
+                    "it measures within how many seconds a fault is detected and recovered from", waits=True
+                )
             )
 
 

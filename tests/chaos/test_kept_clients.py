@@ -320,7 +320,7 @@ async def test_clients_stay_connected_while_the_broker_ends(
         assert plain.closed == {4000: CLIENTS}
 
 
-@pytest.mark.alone("sentinels that have no time do not agree on a failover")
+@pytest.mark.alone("sentinels that have no time do not agree on a failover", waits=True)
 async def test_clients_stay_connected_over_a_failover(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """The same when Sentinel replaces the primary."""
     service = request.getfixturevalue("private_sentinels")()

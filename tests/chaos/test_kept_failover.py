@@ -315,7 +315,7 @@ async def freeze(service: RedisSentinels) -> None:
     await asyncio.to_thread(service.wait_until_demoted, old)
 
 
-@pytest.mark.alone("sentinels that have no time do not agree on a failover")
+@pytest.mark.alone("sentinels that have no time do not agree on a failover", waits=True)
 @pytest.mark.parametrize(
     "fault", [kill, pytest.param(fail_over, marks=full), pytest.param(freeze, marks=full)], ids=lambda one: one.__name__
 )

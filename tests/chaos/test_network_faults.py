@@ -117,7 +117,7 @@ async def test_a_network_fault_costs_one_gap_per_channel(
         assert [participant.degraded_at for participant in workload.participants if participant.degraded_at] == []
 
 
-@pytest.mark.alone("it measures within how many seconds a fault is detected")
+@pytest.mark.alone("it measures within how many seconds a fault is detected", waits=True)
 @pytest.mark.parametrize("name", ["redis", "nats"])
 async def test_a_join_detects_a_dead_outbound_direction(name: str, request: pytest.FixtureRequest) -> None:
     """A worker that still receives detects by an unconfirmed join that nothing it sends arrives any more."""

@@ -106,7 +106,7 @@ async def test_links_that_are_cut_again_and_again(target: FaultTarget, request: 
     note(request, "links cut 8 times", target.name, end=took, left=left)
 
 
-@pytest.mark.alone("sentinels that have no time do not agree on a failover")
+@pytest.mark.alone("sentinels that have no time do not agree on a failover", waits=True)
 async def test_a_failover(private_sentinels: StartSentinels, request: pytest.FixtureRequest) -> None:
     """After SIGKILL of the primary the lists are true at the promoted replica, and no worker was taken for ended."""
     service = private_sentinels()

@@ -67,6 +67,48 @@ def test_meeting_two():
     meet(2)
 """
 
+WAITING = """
+def meet(kind, number):
+    (RUNNING.parent / f"{kind}-{number}").touch()
+    while not (RUNNING.parent / f"{kind}-{1 - number}").exists():
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.alone("no other may delay it", waits=True)
+def test_that_waits(number):
+    with running(f"waiting-{number}"):
+        meet("waiting", number)
+        assert set(others(f"waiting-{number}")) <= {"waiting-0", "waiting-1"}
+
+
+@pytest.mark.alone("no other test may run")
+def test_alone():
+    assert others("alone") == []
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_another(number):
+    with running(f"other-{number}"):
+        if number % 2:  # the second test of each worker: both workers have then been given a test that waits
+            meet("other", number // 2)
+        until = time.monotonic() + 0.3
+        while time.monotonic() < until:
+            assert not [name for name in others(f"other-{number}") if name.startswith("waiting")]
+"""
+
+# Six, as each worker is given two tests at once.
+COMPUTED = """
+@pytest.mark.parametrize("number", range(6))
+def test_that_waits(number):
+    while not (RUNNING / "computed").exists():
+        time.sleep(0.01)
+"""
+COMPUTING = """
+def test_that_computes():
+    (RUNNING / "computed").touch()
+"""
+
 HANGING = """
 @pytest.mark.timeout(0.5)
 def test_hanging():
@@ -127,11 +169,22 @@ def test_after_the_crash(request):
 """
 
 
-def run(folder: Path, code: str) -> tuple[int, str]:
-    """Run these tests on two workers; return the exit status and the output."""
+def run(folder: Path, code: str, *, workers: int = 2) -> tuple[int, str]:
+    """Run these tests on so many workers; return the exit status and the output."""
     (folder / "running").mkdir()
     (folder / "test_it.py").write_text(SHARED + code, encoding="utf-8")
-    options = ["-n", "2", "-p", "xdist", "-p", "pytest_timeout", "-p", "tests.parallel", "-p", "no:cacheprovider"]
+    options = [
+        "-n",
+        str(workers),
+        "-p",
+        "xdist",
+        "-p",
+        "pytest_timeout",
+        "-p",
+        "tests.parallel",
+        "-p",
+        "no:cacheprovider",
+    ]
     options += ["--timeout", "30", "--timeout-method", "thread"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RUNNING": str(folder / "running")}
     environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
@@ -146,6 +199,22 @@ def test_all_run_together_but_those_that_run_alone(tmp_path: Path) -> None:
     status, output = run(tmp_path, MEETING)
     assert status == 0, output
     assert "5 passed" in output
+
+
+def test_those_that_wait_run_together_and_beside_no_other(tmp_path: Path) -> None:
+    """Two tests marked `alone(..., waits=True)` that wait for each other pass, and run beside no test that is not."""
+    status, output = run(tmp_path, WAITING)
+    assert status == 0, output
+    assert "7 passed" in output
+
+
+def test_the_third_worker_begins_with_the_unit_tests(tmp_path: Path) -> None:
+    """While two workers wait, the third one runs what is in `tests/unit`, and then helps them."""
+    (tmp_path / "tests" / "unit").mkdir(parents=True)
+    (tmp_path / "tests" / "unit" / "test_computing.py").write_text(SHARED + COMPUTING, encoding="utf-8")
+    status, output = run(tmp_path, COMPUTED, workers=3)
+    assert status == 0, output
+    assert "7 passed" in output
 
 
 def test_timeout_of_one_test_ends_only_that_test(tmp_path: Path) -> None:
