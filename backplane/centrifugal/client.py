@@ -371,6 +371,7 @@ class SdkClient:
         try:
             permission = await self._service.may_subscribe(self, channel, body.get("token", ""))
             subscription = SdkSubscription(channel, await self._service.recovery(channel, body))
+            subscription.is_permitted = permission is not None
             if body.get("join_leave"):
                 subscription.shows_presence = await self._service.shows_presence(self.connection, channel)
             await self._join(subscription)
@@ -396,7 +397,11 @@ class SdkClient:
         try:
             if subscription.shows_presence:
                 await self._service.audiences.prepare(channel, self)
-            await self.connection.join(channel, since=subscription.recovery.since)
+            if subscription.is_permitted:
+                assert self._driver is not None
+                await self._driver.join_permitted(channel, subscription.recovery.since)
+            else:
+                await self.connection.join(channel, since=subscription.recovery.since)
         except BaseException:
             self._remove(channel)
             raise

@@ -205,7 +205,7 @@ class Service:
         return claims.expires_at
 
     async def may_subscribe(self, client: SdkClient, channel: str, token: str) -> SubscribeClaims | None:
-        """Read the token of a subscribe; `None` without one. `Backplane.authorize` is asked by the join, beside it.
+        """Read the token of a subscribe, which permits it; `None` without one: then `Backplane.authorize` decides.
 
         Raises:
             CommandError: The token does not permit it.
@@ -248,7 +248,7 @@ class Service:
         return Recovery(request, newest)
 
     async def publish(self, channel: str, encoding: Encoding, data: bytes) -> None:
-        """Publish what a client sent: JSON as JSON, and anything else, which only Protobuf can carry, as bytes."""
+        """Publish what a client sent, as `_published` has it."""
         await self._backplane.publish(channel, _published(data, is_json=encoding is JSON))
 
     async def presence(self, channel: str, encoding: Encoding) -> Mapping[str, Any]:
@@ -339,11 +339,15 @@ def _envelope_of(encoding: Encoding) -> EnvelopeFunction:
     return envelope
 
 
-def _published(data: bytes, *, is_json: bool) -> object:
-    if is_json:
-        return JsonText(data.decode() or "null")
+def _published(data: bytes, *, is_json: bool) -> str | bytes:
+    """Return what is published for what a client sent: JSON as JSON, other text as text, and anything else as bytes."""
     try:
-        from_json(data, allow_inf_nan=False, cache_strings=False)
-        return JsonText(data.decode())
-    except ValueError:
+        text = data.decode()
+    except UnicodeDecodeError:
         return data
+    try:
+        if not is_json:
+            from_json(text, allow_inf_nan=False, cache_strings=False)
+    except ValueError:
+        return text
+    return JsonText(text or "null") if is_json else JsonText(text)

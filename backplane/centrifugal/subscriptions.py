@@ -68,6 +68,7 @@ class SdkSubscription:
         channel: The channel.
         recovery: What the client asked for.
         shows_presence: The client is notified of joins and leaves.
+        is_permitted: A token permits it: `Backplane.authorize` is not asked.
         is_server_side: The server subscribed the client: pushes go to other handlers of its application.
         joined: The notice of its join, once that has come.
         missed: What the join gives back.
@@ -79,6 +80,7 @@ class SdkSubscription:
     __slots__ = (
         "channel",
         "expiry",
+        "is_permitted",
         "is_server_side",
         "joined",
         "missed",
@@ -93,6 +95,7 @@ class SdkSubscription:
         self.recovery: Recovery = recovery
         self.is_server_side: bool = is_server_side
         self.shows_presence: bool = False
+        self.is_permitted: bool = False
         self.joined: Joined | None = None
         self.missed: Batch | None = None
         self.expiry: TimerHandle | None = None

@@ -228,6 +228,10 @@ class ConnectionDriver(BaseSubscriber):
         else:
             await self.join(channel, since=options.since, rewind=options.rewind)
 
+    async def join_permitted(self, channel: str, since: str | None) -> None:
+        """Join a channel that a token permits: the application is not asked."""
+        await self._join(channel, since, 0, is_permitted=True)
+
     async def leave(self, channel: str) -> None:
         """Receive nothing more of `channel`, except what waits. Leaving a channel twice changes nothing."""
         self._hub.affinity.check()

@@ -136,6 +136,10 @@ class BaseSubscriber(ABC):
             BrokerUnavailableError: The broker did not confirm in time.
             ClosedError: The subscriber has ended.
         """
+        await self._join(channel, since, rewind, is_permitted=False)
+
+    async def _join(self, channel: str, since: Since, rewind: int, *, is_permitted: bool) -> None:
+        """Join, without asking the application where it has permitted that already."""
         self._hub.affinity.check()
         validate_channel(channel)
         position = position_in(since, channel)
@@ -143,8 +147,9 @@ class BaseSubscriber(ABC):
         self._check_attached()
         if self._rules is not None:
             self._rules.check_channels(self._client, len(self._channels) + (channel not in self._channels))
-            await self._rules.check_authorized(self._client, channel)
-            self._check_attached()  # it can have ended while `authorize` ran
+            if not is_permitted:
+                await self._rules.check_authorized(self._client, channel)
+                self._check_attached()  # it can have ended while `authorize` ran
         if channel in self._channels:
             return
         warn_if_pattern(channel)
