@@ -176,7 +176,12 @@ class SdkClient:
             subscription.turn = policy.turns.put(subscription, policy.reload_delay())
 
     def message(self, data: str | bytes) -> str | bytes | None:
-        """Return the push of what the application sends to this client alone."""
+        """Return the push of what the application sends to this client alone; before the reply to its connect, none.
+
+        SDKs ignore a push that comes before that reply.
+        """
+        if self._state != "connected":
+            return None
         return self.encoding.push("", "message", {"data": self.encoding.embed(data, is_json=False)})
 
     def ping(self) -> str | bytes:
@@ -227,7 +232,11 @@ class SdkClient:
         if self._state == "new":
             if command.name != "connect" or not command.id:
                 return False
-            await self._answer(command, self._connect)
+            if command.oversized:
+                self._state = "refused"
+                self._reply_error(command, BAD_REQUEST)
+            else:
+                await self._answer(command, self._connect)
             return True
         handler = self._handlers.get(command.name)
         if handler is None or not (command.id or command.name == "send"):
@@ -306,7 +315,7 @@ class SdkClient:
     def _replied(self, command: Command) -> None:
         """Send what was held for the reply."""
         if command.name == "connect":
-            for subscription in self._subscriptions.values():
+            for subscription in tuple(self._subscriptions.values()):
                 self._release(subscription)
         elif command.name == "subscribe" and (found := self._subscriptions.get(command.body["channel"])) is not None:
             if found.shows_presence:
@@ -329,21 +338,23 @@ class SdkClient:
             result |= expiry_fields(accepted.expires_at)
         if self.pings:
             result |= {"ping": self._service.ping_seconds, "pong": True}
-        if accepted.channels:
-            result["subs"] = await self._join_all(accepted.channels, body.get("subs") or {})
+        await self._join_all(accepted.channels, body.get("subs") or {})
+        if self._subscriptions:  # of these, and of commands of the application meanwhile
+            result["subs"] = {name: each.result(self.encoding) for name, each in self._subscriptions.items()}
         if self._stale is not None:
             self._stale.cancel()
             self._stale = None
         self._state = "connected"
         return result
 
-    async def _join_all(self, channels: Sequence[str], requests: Mapping[str, Any]) -> dict[str, Any]:
+    async def _join_all(self, channels: Sequence[str], requests: Mapping[str, Any]) -> None:
         """Join the channels that the server subscribes the client to."""
         found = [
             SdkSubscription(
                 channel, await self._service.recovery(channel, requests.get(channel) or {}), is_server_side=True
             )
             for channel in dict.fromkeys(channels)
+            if channel not in self._subscriptions
         ]
         try:
             ends = await asyncio.gather(*map(self._join, found), return_exceptions=True)
@@ -354,7 +365,6 @@ class SdkClient:
             if error is not None:
                 self._leave_all(found)
                 raise error
-        return {subscription.channel: subscription.result(self.encoding) for subscription in found}
 
     def _leave_all(self, subscriptions: Sequence[SdkSubscription]) -> None:
         for subscription in subscriptions:
@@ -468,8 +478,8 @@ class SdkClient:
     # --- subscriptions ---
 
     def _announce(self, subscription: SdkSubscription) -> None:
-        """Notify the client that the application let it join a channel."""
-        if self._subscriptions.get(subscription.channel) is subscription:
+        """Notify the client that the application let it join a channel; before its connect the reply to that does."""
+        if self._state == "connected" and self._subscriptions.get(subscription.channel) is subscription:
             result = subscription.result(self.encoding)
             self._transmit(self.encoding.push(subscription.channel, "subscribe", result))
             self._release(subscription)
