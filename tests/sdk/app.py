@@ -54,7 +54,9 @@ def _parse(token: str) -> tuple[str, float | None]:
 
 backplane = Backplane(
     os.environ.get("BACKPLANE_URL", "memory://"),
-    history={"*": History(max_messages=5)},
+    history={
+        os.environ.get("HISTORY_CHANNELS", "*"): History(max_messages=int(os.environ.get("HISTORY_MESSAGES", "5")))
+    },
     presence={"*": Presence(grace_seconds=0)},
 )
 app = FastAPI(lifespan=backplane.lifespan)

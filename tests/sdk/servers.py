@@ -15,6 +15,7 @@ from tests.sdk.install import reference_server
 from tests.server_process import server_process
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
 
 __all__ = ["SERVERS", "SdkServer", "command_of"]
@@ -42,8 +43,9 @@ class SdkServer:
         url: Where clients connect.
     """
 
-    def __init__(self, command: list[str], folder: Path) -> None:
+    def __init__(self, command: list[str], folder: Path, environment: Mapping[str, str] | None = None) -> None:
         self._command = command
+        self._environment = dict(environment or {})
         self._folder = folder
         self._port = free_port()
         self._running = ExitStack()
@@ -82,7 +84,7 @@ class SdkServer:
         self._running.__exit__(kind, error, traceback)
 
     def _start(self) -> None:
-        variables = {"PORT": str(self._port)}
+        variables = {"PORT": str(self._port), **self._environment}
         server = self._running.enter_context(
             server_process(self._command, self._folder, cwd=_HERE, environment=variables, errors=_ERRORS)
         )

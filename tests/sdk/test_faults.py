@@ -1,0 +1,99 @@
+"""Official SDKs on two workers whose links are cut, which are killed, and whose broker is cut off: nothing is lost unseen.
+
+What a client received equals what was published, or `recovered` was false where something is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backplane.testing import FaultProxy
+from tests.sdk.servers import SdkServer, command_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from tests.sdk.sdk import Event, SdkClient
+
+pytestmark = pytest.mark.anyio
+
+MESSAGES = 120
+ADAPTERS = [
+    "memory",
+    "ipc",
+    "redis",
+    pytest.param("nats", marks=pytest.mark.full),
+    pytest.param("kafka", marks=pytest.mark.full),
+]
+"""By default those whose broker is quick to start."""
+
+
+@pytest.fixture(params=ADAPTERS)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of each adapter's broker."""
+    adapter: str = request.param
+    if adapter == "memory":
+        return "memory://"
+    if adapter == "ipc":
+        return f"ipc://{tmp_path}/workers"
+    return str(request.getfixturevalue(f"{adapter}_broker").own_url)
+
+
+def check(events: Sequence[Event], published: int) -> int:
+    """Check that each number came once, in order, and that none is missing unseen; return how many are missing."""
+    last = missing = 0
+    may_miss = False
+    for event in events:
+        if event["event"] == "subscribed":
+            may_miss = may_miss or (event["was_recovering"] and not event["recovered"])
+        elif event["event"] == "publication":
+            number = event["data"]["n"]
+            assert number > last, f"{number} came after {last}"
+            assert number == last + 1 or may_miss, f"{last + 1} to {number - 1} are missing, and nothing states it"
+            missing += number - last - 1
+            last, may_miss = number, False
+    assert last == published
+    return missing
+
+
+@pytest.mark.parametrize("channel", ["kept", "plain"])
+async def test_cuts_and_kills(client: SdkClient, url: str, channel: str, own: str, tmp_path: Path) -> None:
+    """A client moves between two workers, whose links are cut and of which one is killed, while numbers are published."""
+    draw = random.Random(18)
+    environment = {"BACKPLANE_URL": url, "HISTORY_MESSAGES": "1000"}
+    if channel == "plain":
+        environment["HISTORY_CHANNELS"] = "kept*"
+    with ExitStack() as stack:
+        count = 1 if url == "memory://" else 2
+        servers = [stack.enter_context(SdkServer(command_of("ours"), tmp_path, environment)) for _ in range(count)]
+        async with FaultProxy(servers[0].url) as proxy:
+            client.send("connect", url=proxy.url, token=f"ann{own}")
+            client.send("subscribe", channel=f"{channel}{own}", recoverable=True)
+            await client.wait_for("subscribed")
+            for number in range(1, MESSAGES + 1):
+                await asyncio.to_thread(servers[-1].publish, f"{channel}{own}", {"n": number})
+                if number % 20 == 0:
+                    proxy.lead_to(draw.choice(servers).url)
+                    proxy.cut()
+                if number == MESSAGES // 2 and count > 1:
+                    await asyncio.to_thread(servers[0].restart)
+            published = await _until_caught_up(client, servers[-1], f"{channel}{own}")
+    missing = check(client.events, published)
+    assert channel == "plain" or missing == 0
+
+
+async def _until_caught_up(client: SdkClient, server: SdkServer, channel: str) -> int:
+    """Publish on until the client has the newest number; return it. Without a history what came meanwhile is lost."""
+    number = MESSAGES
+    async with asyncio.timeout(60):
+        while not any(event.get("data") == {"n": number} for event in client.events):
+            number += 1
+            await asyncio.to_thread(server.publish, channel, {"n": number})
+            await asyncio.sleep(0.2)
+    return number
