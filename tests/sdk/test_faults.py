@@ -1,4 +1,4 @@
-"""Official SDKs on two workers whose links are cut, which are killed, and whose broker is cut off: nothing is lost unseen.
+"""Official SDKs on two workers whose links are cut and of which one is killed: nothing is lost unseen.
 
 What a client received equals what was published, or `recovered` was false where something is missing.
 """
@@ -64,7 +64,7 @@ def check(events: Sequence[Event], published: int) -> int:
 
 @pytest.mark.parametrize("channel", ["kept", "plain"])
 async def test_cuts_and_kills(client: SdkClient, url: str, channel: str, own: str, tmp_path: Path) -> None:
-    """A client moves between two workers, whose links are cut and of which one is killed, while numbers are published."""
+    """A client moves between two workers, whose links are cut, and of which one is killed, while another publishes."""
     draw = random.Random(18)
     environment = {"BACKPLANE_URL": url, "HISTORY_MESSAGES": "1000"}
     if channel == "plain":
