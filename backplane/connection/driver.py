@@ -291,9 +291,10 @@ class ConnectionDriver(BaseSubscriber):
     def gap(self, gap: Gap) -> None:
         """Notify the client that messages may be missing: by a close or in the words of the application.
 
-        A client with an envelope gets the gap in it too, so that it has the position at which the channel goes on.
+        A client with an envelope gets the gap in it too, so that it has the position at which the channel goes on. So
+        does one that is about to be closed: it comes back with the position of what it received last.
         """
-        if self.state not in ("joining", "open"):
+        if self._detached:
             return
         if (event := self._enveloped(gap)) is not None:
             self.send(event)
@@ -471,6 +472,8 @@ class ConnectionDriver(BaseSubscriber):
             self._handler.connection_ended()
 
     def _reload(self, gap: Gap) -> None:
+        if self.state not in ("joining", "open"):  # it is about to be closed, and then reloads
+            return
         self.log(logger, logging.INFO, "closing connection %s, to reload: %s", self.id, gap.reason)
         self.closing.close_in_turn(CloseCode.MESSAGES_MISSED, "messages may have been missed: reload")
 

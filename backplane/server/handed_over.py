@@ -89,6 +89,10 @@ class Incoming:
         """Whether so much waits that nothing more may be read."""
         return len(self.messages) >= _MAX_MESSAGES or self.size_bytes >= _MAX_BYTES
 
+    def end_parsing(self) -> None:
+        """Parse nothing more: `conn` and its parser are a cycle, which would wait for a garbage collection."""
+        self.conn.parser.close()
+
 
 class HandedOverProtocol(asyncio.Protocol, TransportLane):
     """A WebSocket without ASGI; also the `HandedOverLane` of it.
@@ -230,6 +234,8 @@ class HandedOverProtocol(asyncio.Protocol, TransportLane):
         self.end()
         self._end_receiving()
         self._transport.connection_lost()
+        if self._incoming is not None and not self._incoming.unparsed:
+            self._incoming.end_parsing()
 
     def pause_writing(self) -> None:
         """Stop the writer."""
@@ -287,7 +293,7 @@ class HandedOverProtocol(asyncio.Protocol, TransportLane):
 
     def _drop_unneeded(self) -> None:
         if self._incoming is not None and not self._incoming.is_needed and not self._ended:
-            self._incoming.conn.parser.close()  # it and `conn` are a cycle, which would wait for a collection
+            self._incoming.end_parsing()
             self._incoming = None
 
     def _take_frame(self, incoming: Incoming, frame: Frame) -> bool:

@@ -17,6 +17,7 @@ from backplane.channels import validate_channel
 from backplane.cluster.bus import ClusterBus
 from backplane.cluster.signatures import Signer
 from backplane.concurrency.call_queue import CallQueue
+from backplane.concurrency.collector import no_walk_of_what_lives
 from backplane.connection.connection import Connection
 from backplane.connection.keepalive import KeepaliveScheduler
 from backplane.connection.limits import Limits
@@ -330,7 +331,8 @@ class Runtime:
         most_seconds = self.settings.drain_seconds
         seconds = self.clients.retire_all(min(most_seconds, _HURRIED_DRAIN_SECONDS) if hurried else most_seconds)
         try:
-            await self.clients.wait_until_empty(seconds + self.settings.handler_grace_seconds + self.close_seconds)
+            with no_walk_of_what_lives():
+                await self.clients.wait_until_empty(seconds + self.settings.handler_grace_seconds + self.close_seconds)
         finally:  # also where the drain is cancelled, as a second signal does
             self.drained = True
             self._end_subscriptions()

@@ -70,6 +70,30 @@ async def test_on_gap_is_sent_in_its_place(world: World) -> None:
     assert (socket.closed, list(connection.channels)) == ([], ["a"])
 
 
+async def test_gap_of_a_client_that_is_about_to_be_closed(world: World) -> None:
+    """It is notified in its place: it comes back with the position of what it received last, after the gap too."""
+    options = SubscriberOptions(envelope=lambda item: f"{type(item).__name__}")
+    connection, socket = world.connection(on_gap=lambda gap: f"gap {gap.reason}", reload_delay=60.0, options=options)
+    await connection.join("a")
+    driver_of(connection).closing.close_in_turn(1013, "the broker failed")
+    world.hub.gap(["a"], "overrun")
+    world.deliver("a", "1")
+    await until_idle()
+    assert socket.sent == ["Joined", "Gap", "gap overrun", "Message"]
+    assert connection.state == "draining"
+
+
+async def test_gap_of_a_client_that_reloads_already(world: World) -> None:
+    """The first reason for its close counts."""
+    connection, socket = world.connection(reload_delay=60.0)
+    await connection.join("a")
+    driver_of(connection).closing.close_in_turn(1013, "the broker failed")
+    world.hub.gap(["a"], "overrun")
+    driver_of(connection).closing.turn_has_come()
+    await until_idle()
+    assert socket.closed == [(1013, "the broker failed")]
+
+
 async def test_on_gap_may_send_nothing(world: World) -> None:
     """`None` sends nothing and closes nothing."""
     gaps: list[Gap] = []
