@@ -48,39 +48,67 @@ class Subscriber(Protocol):
         ...
 
 
-class Delivery:
+class _Slices:
+    """What is delivered in slices: which subscribers are still to get it, of those that have not left since it began.
+
+    Args:
+        channel: The channel, or another name for the log.
+        subscribers: The subscribers of the channel. The hub goes on editing this `dict`, which is how a leave between
+            two slices is noticed.
+        bursts: How a subscriber that raises is logged.
+        recipients: Those of them that get it, in this order.
+
+    Attributes:
+        channel: As above.
+        began_at: When its first slice was done, by the event loop's clock, where that was not the only one.
+    """
+
+    __slots__ = ("_bursts", "_remaining", "_subscribers", "began_at", "channel")
+
+    def __init__(
+        self,
+        channel: str,
+        subscribers: Mapping[Subscriber, int],
+        bursts: LogBursts,
+        recipients: Iterable[Subscriber],
+    ) -> None:
+        self.channel: str = channel
+        self.began_at: float | None = None
+        self._bursts = bursts
+        self._subscribers = subscribers
+        self._remaining: Iterator[Subscriber] = iter(tuple(recipients))
+
+
+class Delivery(_Slices):
     """The delivery of one batch to the subscribers that its channel had when it began, without those that left since.
 
     Args:
         channel: The channel of the batch.
         batch: The messages.
-        subscribers: The subscribers of the channel. The hub goes on editing this `dict`, which is how a leave between
-            two slices is noticed.
+        subscribers: The subscribers of the channel, as the hub edits them.
         bursts: How a subscriber that raises is logged.
+        recipients: Those of them that get it. Defaults to all.
         missed: The messages are given back after a loss.
 
     Attributes:
-        began_at: When its first slice was done, by the event loop's clock, where that was not the only one.
+        channel, began_at: By which the hub orders deliveries, and measures one.
     """
 
-    __slots__ = ("_batch", "_bursts", "_missed", "_remaining", "_subscribers", "began_at", "channel")
+    __slots__ = ("_batch", "_missed")
 
     def __init__(
         self,
         channel: str,
         batch: Batch,
-        subscribers: dict[Subscriber, int],
+        subscribers: Mapping[Subscriber, int],
         bursts: LogBursts,
         *,
+        recipients: Iterable[Subscriber] | None = None,
         missed: bool = False,
     ) -> None:
-        self.channel: str = channel
-        self.began_at: float | None = None
+        super().__init__(channel, subscribers, bursts, subscribers if recipients is None else recipients)
         self._missed = missed
         self._batch = batch
-        self._bursts = bursts
-        self._subscribers = subscribers
-        self._remaining: Iterator[Subscriber] = iter(tuple(subscribers))
 
     def run(self, count: int | None) -> bool:
         """Offer the batch to the next `count` subscribers, or to all with `None`; return whether none is left."""
@@ -122,9 +150,7 @@ class LocalDelivery(Delivery):
         recipients: Iterable[Subscriber],
         done: Callable[[], None],
     ) -> None:
-        super().__init__(topic, batch, {}, bursts)
-        self._subscribers = subscribers
-        self._remaining = iter(tuple(recipients))
+        super().__init__(topic, batch, subscribers, bursts, recipients=recipients)
         self._done = done
 
     def run(self, count: int | None) -> bool:
@@ -135,7 +161,7 @@ class LocalDelivery(Delivery):
         return is_done
 
 
-class GapDelivery:
+class GapDelivery(_Slices):
     """The notice of a gap, to those subscribers of its channel that have not left since.
 
     It is in the queue of the hub's deliveries, so that messages which follow the gap are delivered after it.
@@ -150,7 +176,7 @@ class GapDelivery:
         channel, began_at: As of `Delivery`.
     """
 
-    __slots__ = ("_bursts", "_gap", "_remaining", "_subscribers", "began_at", "channel")
+    __slots__ = ("_gap",)
 
     def __init__(
         self,
@@ -159,12 +185,8 @@ class GapDelivery:
         subscribers: Mapping[Subscriber, int],
         bursts: LogBursts,
     ) -> None:
-        self.channel: str = gap.channel
-        self.began_at: float | None = None
+        super().__init__(gap.channel, subscribers, bursts, recipients)
         self._gap = gap
-        self._bursts = bursts
-        self._subscribers = subscribers
-        self._remaining: Iterator[Subscriber] = iter(tuple(recipients))
 
     def run(self, count: int | None) -> bool:
         """Notify the next `count` subscribers, or all with `None`; return whether none is left."""

@@ -1,5 +1,6 @@
 """The demo as a user meets it: real workers, a real browser."""
 
+import itertools
 import json
 import os
 import re
@@ -113,8 +114,12 @@ def open_page(browser: Browser, demo: Demo, console_errors: list[str]) -> Callab
         if message.type == "error":
             console_errors.append(message.text)
 
+    numbers = itertools.count(10)
+
     def open_page() -> Page:
         page = browser.new_context(viewport=ViewportSize(width=390, height=800)).new_page()
+        # Of the names that pages draw, two can be the same.
+        page.add_init_script(f'sessionStorage.name ??= "Ada {next(numbers)}"')
         page.on("console", note_error)
         page.on("pageerror", lambda error: console_errors.append(str(error)))
         page.clock.install()
