@@ -280,7 +280,7 @@ async def test_a_subscribe_token_permits(site: Site) -> None:
     """Where a token permits a channel the application is not asked; without one it is."""
     async with site.client() as client:
         await connected(client)
-        assert "subscribe" in await ask(client, 2, "subscribe", channel="secret", token="ann|9999999999")  # noqa: S106
+        assert "subscribe" in await ask(client, 2, "subscribe", channel="secret", token="ann|9999999999")
         await ask(client, 3, "unsubscribe", channel="secret")
         refused = await ask(client, 4, "subscribe", channel="secret")
         assert refused == {"error": {"code": 103, "message": "permission denied"}}
