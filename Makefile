@@ -72,7 +72,7 @@ bench-full: $(VENV)/.installed-dev competitors ## Measure every scenario on ever
 competitors: $(VENV)/.installed-dev ## Install the products that backplane is compared with
 	-$(BIN)/python -m benchmarks.competitors.install
 
-sdk: $(VENV)/.installed-dev ## Install the SDKs that tests/sdk drives, and build the reference server; needs Node and Go
+sdk: $(VENV)/.installed-dev ## Install the SDKs that tests/sdk drives; needs Node and Go
 	$(BIN)/python -m tests.sdk.install
 
 # In an environment that holds the wheel alone and finds the rest in $(VENV), and in a folder where there are no sources.

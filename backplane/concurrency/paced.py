@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from itertools import islice
+from collections import deque
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -37,37 +37,36 @@ class PacedCalls(Generic[_ItemT]):
     ) -> None:
         self._call = call
         self._loop = asyncio.get_running_loop()
-        everything = tuple(items)
-        self._count = len(everything)
-        self._called = 0
-        self._remaining = iter(everything)
+        self._remaining = deque(items)  # what was called is not kept: a client that has ended can be freed
+        self._count = len(self._remaining)
         self._begin = self._loop.time() + after_seconds
         self._seconds = seconds
         self._handle: asyncio.Handle | None = None
-        if everything:
+        if self._remaining:
             self._handle = self._loop.call_at(self._begin, self._call_due)
 
     def __len__(self) -> int:
         """Return how many calls are still to be made."""
-        return 0 if self._handle is None else self._count - self._called
+        return len(self._remaining)
 
     def cancel(self) -> None:
         """Make no further call."""
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
+        self._remaining.clear()
 
     def _call_due(self) -> None:
-        due = self._due()
-        number = min(due - self._called, _MOST_PER_PASS)
-        self._called += number
-        if self._called == self._count:
+        late = self._due() - (self._count - len(self._remaining))
+        number = min(late, _MOST_PER_PASS)
+        items = [self._remaining.popleft() for _ in range(number)]
+        if not self._remaining:
             self._handle = None
-        elif self._called < due:
+        elif number < late:
             self._handle = self._loop.call_soon(self._call_due)
         else:
             self._handle = self._loop.call_later(_TICK_SECONDS, self._call_due)
-        for item in islice(self._remaining, number):
+        for item in items:
             try:
                 self._call(item)
             except Exception as error:

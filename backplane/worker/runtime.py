@@ -336,9 +336,9 @@ class Runtime:
             hurried: The server ends at the same time: close all within a second.
         """
         most_seconds = self.settings.drain_seconds
-        seconds = self.clients.retire_all(min(most_seconds, _HURRIED_DRAIN_SECONDS) if hurried else most_seconds)
         try:
             with no_walk_of_what_lives():
+                seconds = self.clients.retire_all(min(most_seconds, _HURRIED_DRAIN_SECONDS) if hurried else most_seconds)
                 await self.clients.wait_until_empty(seconds + self.settings.handler_grace_seconds + self.close_seconds)
         finally:  # also where the drain is cancelled, as a second signal does
             self.drained = True

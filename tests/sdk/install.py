@@ -1,7 +1,8 @@
 """The client programs and the reference server: made once into `.cache/sdk`, from pinned packages, and used offline.
 
-`make sdk` makes them; otherwise the first test that needs one does, while other processes wait. Each is kept under the
-digest of what it was made from, so a changed source or lock file makes it anew.
+`make sdk` makes the programs; otherwise the first test that needs one does, as it does for the reference server, while
+other processes wait. Each is kept under the digest of what it was made from, so a changed source or lock file makes it
+anew.
 """
 
 from __future__ import annotations
@@ -99,5 +100,5 @@ def _run(program: str, *arguments: str, cwd: Path) -> None:
 
 
 if __name__ == "__main__":
-    for make in (node_modules, go_client, reference_server):
+    for make in (node_modules, go_client):
         sys.stdout.write(f"{make()}\n")

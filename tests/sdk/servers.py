@@ -10,6 +10,8 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
+import pytest
+
 from tests.brokers.process import free_port
 from tests.sdk.install import reference_server
 from tests.server_process import server_process
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SERVERS", "SdkServer", "command_of"]
 
-SERVERS: Final = ("reference", "ours")
-"""Which servers the scenarios run against. `"ours"` is tests/sdk/app.py."""
+SERVERS: Final = ("ours", pytest.param("reference", marks=pytest.mark.full))
+"""Which servers the scenarios run against, by default and with `--chaos=full`. `"ours"` is tests/sdk/app.py."""
 
 _HERE: Final = Path(__file__).parent
 _ERRORS: Final = re.compile("Traceback|panic:")

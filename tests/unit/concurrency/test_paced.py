@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from typing import Any
 
 import pytest
@@ -116,3 +117,22 @@ async def test_how_many_are_left() -> None:
     paced.cancel()
     assert len(paced) == 0
     assert len(PacedCalls(calls, (), after_seconds=0.0, seconds=1.0)) == 0
+
+
+async def test_what_was_called_is_not_kept() -> None:
+    """An item that nothing else refers to is freed once it was called, long before the last one."""
+
+    class Item:
+        pass
+
+    called = asyncio.Event()
+    items = [Item(), Item()]
+    first, second = (weakref.ref(item) for item in items)
+    paced = PacedCalls(lambda _: called.set(), items, after_seconds=0.0, seconds=60.0)
+    items.clear()
+    await asyncio.wait_for(called.wait(), SECONDS)
+    await asyncio.sleep(0)
+    assert first() is None
+    assert second() is not None
+    paced.cancel()
+    assert second() is None
