@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from backplane.broker.keep import Keep
@@ -166,6 +167,7 @@ class Runtime:
         self.keepalive: KeepaliveScheduler = KeepaliveScheduler()
         self.clients: ClientRegistry = ClientRegistry(settings.max_connections, self.statistics, self.bursts)
         self.drained: bool = False
+        self._collections: ExitStack = ExitStack()
         self.policy: ConnectionPolicy = ConnectionPolicy(
             on_gap=on_gap,
             limits=limits or Limits(),
@@ -336,10 +338,11 @@ class Runtime:
             hurried: The server ends at the same time: close all within a second.
         """
         most_seconds = self.settings.drain_seconds
+        if self.clients:
+            self._collections.enter_context(no_walk_of_what_lives())  # until `stop`: the last ones are still leaving
+        seconds = self.clients.retire_all(min(most_seconds, _HURRIED_DRAIN_SECONDS) if hurried else most_seconds)
         try:
-            with no_walk_of_what_lives():
-                seconds = self.clients.retire_all(min(most_seconds, _HURRIED_DRAIN_SECONDS) if hurried else most_seconds)
-                await self.clients.wait_until_empty(seconds + self.settings.handler_grace_seconds + self.close_seconds)
+            await self.clients.wait_until_empty(seconds + self.settings.handler_grace_seconds + self.close_seconds)
         finally:  # also where the drain is cancelled, as a second signal does
             self.drained = True
             self._end_subscriptions()
@@ -362,6 +365,7 @@ class Runtime:
         await self.calls.close()
         self.hub.close()
         self.bursts.flush()
+        self._collections.close()
 
     def count(self) -> Statistics:
         """Return what was counted since the start."""

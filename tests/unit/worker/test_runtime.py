@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -49,6 +50,25 @@ async def test_drain_of_a_client_that_stays(caplog: pytest.LogCaptureFixture) ->
     assert "1 handlers did not end with their connection" in caplog.messages
     with pytest.raises(ClosedError):
         worker.clients.register(FakeClient(), "bob", None)
+
+
+async def test_collections_of_a_drain() -> None:
+    """From a drain with clients to the stop, garbage collections leave out what existed."""
+    gc.unfreeze()
+    worker, client = Runtime(ControlledBroadcaster(), Settings()), FakeClient()
+    await worker.supervisor.start()
+    await worker.drain()
+    assert gc.get_freeze_count() == 0
+    await worker.stop()
+    worker = Runtime(ControlledBroadcaster(), Settings(drain_seconds=0.01))
+    await worker.supervisor.start()
+    worker.clients.register(client, "alice", None)
+    asyncio.get_running_loop().call_soon(worker.clients.unregister, client)
+    async with asyncio.timeout(5):
+        await worker.drain()
+    assert gc.get_freeze_count() > 1_000
+    await worker.stop()
+    assert gc.get_freeze_count() == 0
 
 
 async def test_stop_closes_at_once() -> None:
