@@ -118,7 +118,7 @@ class KeepaliveScheduler(Schedule[TimedConnection]):
         slice_size: How many connections are checked in one pass of the event loop: each may cost a write.
     """
 
-    def __init__(self, *, tick_seconds: float = 0.25, slice_size: int = 200) -> None:
+    def __init__(self, *, tick_seconds: float = 0.25, slice_size: int = 64) -> None:
         super().__init__(tick_seconds=tick_seconds, slice_size=slice_size)
 
     def put(self, client: TimedConnection) -> None:
