@@ -89,9 +89,9 @@ class MessageType:
     __slots__ = ("by_name", "by_number", "fields")
 
     def __init__(self, *fields: Field) -> None:
-        self.fields = fields
-        self.by_name = {field.name: field for field in fields}
-        self.by_number = {field.number: field for field in fields}
+        self.fields: tuple[Field, ...] = fields
+        self.by_name: dict[str, Field] = {field.name: field for field in fields}
+        self.by_number: dict[int, Field] = {field.number: field for field in fields}
 
     def check_names(self, names: AbstractSet[str]) -> None:
         """Raise a `KeyError` if the message does not have all these fields, which is a fault of the writer."""
