@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import shutil
@@ -149,6 +150,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def no_inherited_url(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove the developer's own BACKPLANE_URL."""
     monkeypatch.delenv("BACKPLANE_URL", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def thawed() -> Generator[None]:
+    """Freeze nothing beyond a test that drains and does not stop: what it leaves would never be collected."""
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(

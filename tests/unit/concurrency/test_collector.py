@@ -5,15 +5,7 @@ from __future__ import annotations
 import gc
 from contextlib import suppress
 
-import pytest
-
 from backplane.concurrency.collector import no_walk_of_what_lives
-
-
-@pytest.fixture(autouse=True)
-def thawed() -> None:
-    """Nothing is frozen by another test."""
-    gc.unfreeze()
 
 
 def test_what_lives_is_left_out() -> None:

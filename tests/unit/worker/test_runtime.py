@@ -54,7 +54,6 @@ async def test_drain_of_a_client_that_stays(caplog: pytest.LogCaptureFixture) ->
 
 async def test_collections_of_a_drain() -> None:
     """From a drain with clients to the stop, garbage collections leave out what existed."""
-    gc.unfreeze()
     worker, client = Runtime(ControlledBroadcaster(), Settings()), FakeClient()
     await worker.supervisor.start()
     await worker.drain()
