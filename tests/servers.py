@@ -21,8 +21,9 @@ WORKERS = 4
 # Longer than a test, so that a publisher's connection stays with its worker.
 _KEEP_ALIVE_SECONDS = "120"
 
-# By default Uvicorn kills a worker that does not run for five seconds: one that a test stops, or a busy machine.
-_HEALTHCHECK_SECONDS = "60"
+# By default Uvicorn kills a worker that does not run for five seconds: one that a test stops, or a busy machine. It
+# waits as long for one that was killed between its question and the answer, and replaces it only then.
+_HEALTHCHECK_SECONDS = "15"
 
 COMMANDS = {
     "gunicorn": (
@@ -77,7 +78,7 @@ class Server:
             pids.update(self._get_pids())
             return len(pids.difference(without)) >= self._workers
 
-        self._process.wait_until(all_answered, f"{self._workers} workers answer", seconds=30)
+        self._process.wait_until(all_answered, f"{self._workers} workers answer", seconds=60)
         return pids.difference(without)
 
     def terminate(self) -> None:
