@@ -21,7 +21,7 @@ export class BackplaneSocket extends EventTarget {
   }
   static comesBack(code) { return code >= 3000 ? code % 1000 < 500 : [1001, 1005, 1006, 1011, 1012, 1013, 1014].includes(code); }
   send(data) { // a text as it is, anything else as JSON; false: it was not sent, and will not be
-    const isOpen = this.#socket?.readyState === WebSocket.OPEN;
+    const isOpen = this.#openedAt > 0 && this.#socket.readyState === WebSocket.OPEN; // not before hello
     if (isOpen) this.#socket.send(typeof data === "string" ? data : JSON.stringify(data));
     return isOpen;
   }
@@ -54,7 +54,7 @@ export class BackplaneSocket extends EventTarget {
     try { message = JSON.parse(message); } catch { /* it stays as it came */ }
     if (message?.channel && message.position) this.positions[message.channel] = message.position;
     this.#receivedAt = Date.now();
-    this.#emit((message?.channel && message.event) || "message", message);
+    this.#emit((message?.channel && !/^(open|close)$/.test(message.event) && message.event) || "message", message);
   }
   #emit(name, detail) { this.dispatchEvent(new CustomEvent(name, { detail })); } // a listener that raises ends nothing
   #lost(code, reason) {
