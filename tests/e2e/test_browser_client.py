@@ -202,12 +202,13 @@ async def test_offline_and_closed(page: Page) -> None:
 async def test_hello_and_what_a_handler_sends(page: Page) -> None:
     """The page sends nothing before the first message; what a handler itself sends is no event of the connection."""
     async with visited(page) as (site, visitor):
-        await visitor.follow(
-            "'/hello'", "{ hello: () => new Promise((resolve) => { window.greet = () => resolve({ token: 1 }); }) }"
+        hello = (
+            "{ hello: () => { record('asked', {}); return new Promise((resolve) => { window.greet = resolve; }); } }"
         )
-        await page.wait_for_function("window.greet")
+        await visitor.follow("'/hello'", hello)
+        await visitor.until("asked")
         assert await page.evaluate("socket.send('too early')") is False
-        await page.evaluate("greet()")
+        await page.evaluate("greet({ token: 1 })")
         await visitor.until("joined")
         assert site.hellos == [("", {"token": 1})]
         for event in ("open", "close", "message"):
