@@ -31,7 +31,8 @@ export class BackplaneSocket extends EventTarget {
     const attempt = ++this.#attempt, isCurrent = () => attempt === this.#attempt, { url, protocols, hello } = this.#options;
     this.#timer = setTimeout(() => this.#lost(1006, "no answer"), 10_000); // a browser would wait for minutes
     try {
-      const address = new URL(await Promise.resolve().then(url), globalThis.location?.href); // by then the page listens
+      const base = globalThis.document?.baseURI ?? globalThis.location?.href; // as of any WebSocket
+      const address = new URL(await Promise.resolve().then(url), base); // by then the page listens
       if (!isCurrent()) return;
       address.protocol = address.protocol.replace("http", "ws");
       const since = Object.keys(this.positions).sort().map((channel) => this.positions[channel]).join(".");
@@ -65,8 +66,7 @@ export class BackplaneSocket extends EventTarget {
     clearTimeout(this.#timer);
     const isFinal = !BackplaneSocket.comesBack(code);
     const pause = isFinal ? null : Math.random() * Math.min(10_000, 500 * 2 ** this.#tries++); // full jitter
-    if (!isFinal) this.#timer = setTimeout(() => this.#connect(), pause);
-    else { clearInterval(this.#watch); this.#end.abort(); }
+    if (isFinal) { clearInterval(this.#watch); this.#end.abort(); } else this.#timer = setTimeout(() => this.#connect(), pause);
     this.#emit("close", { code, reason, pause });
   }
   #wake(reason) { if (!this.#openedAt) { this.#tries = 0; this.#lost(1006, reason); } }
