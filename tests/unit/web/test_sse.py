@@ -992,7 +992,10 @@ async def test_id_of_a_channel_that_is_refused(is_used: bool) -> None:
 async def test_expired_stream_that_was_quiet() -> None:
     """A stream on which nothing was published ends with an id too: one that was missed after it comes first."""
     async with Backplane("memory://", history={"kept": History()}) as backplane:
-        endings: list[dict[str, Any]] = [{"expires_at": time.time() + 0.1}, {"limits": Limits(max_age_seconds=0.01)}]
+        endings: list[dict[str, Any]] = [
+            {"expires_at": time.time() + EXPIRY_SECONDS},
+            {"limits": Limits(max_age_seconds=0.01)},
+        ]
         for ending in endings:
             client = Client()
             await client.gets(stream_of(backplane, "kept", **ending))
