@@ -463,8 +463,8 @@ class Backplane(ClusterVerbs):
                 Where that is no longer kept, or it is no position, `connection.resumed` is `False`, `on_gap` is called
                 if it is a function, and a client with an envelope gets a gap; it is never closed for it. For several
                 channels a mapping of positions by channel, or one text: the positions of those with a history in the
-                order of their names, with a `.` between them. `None` or "" at a first visit. `authorize` is asked as at
-                any join.
+                order of their names by UTF-16, with a `.` between them. `None` or "" at a first visit. `authorize` is
+                asked as at any join.
             rewind: How many of the newest messages of each channel are sent first at a first visit, and after the gap
                 where `since` cannot be served. Needs a channel with a history. A negative one is refused with 400, and
                 more than the rule keeps is what it keeps: a number from the client's URL can be passed. Defaults to 0.

@@ -208,7 +208,7 @@ class HistoryLog:
         use = reader.keys.find(channel, key, time.time())
         if use is None:
             return None
-        return Receipt(position=Position(self._files.epoch, use.offset, use.check), duplicate=True)
+        return Receipt(position=Position(self._files.epoch_of(channel), use.offset, use.check), duplicate=True)
 
     def _append(self, channel: bytes, payload: bytes, key: bytes) -> tuple[int, Position]:
         if self._closed:
@@ -224,7 +224,7 @@ class HistoryLog:
             self._reset()  # its files were removed
             record, check = build_record(self._files.mark, channel, key, payload, time=written_at)
             offset = self._writer.append(record)
-        position = Position(self._files.epoch, offset, check)
+        position = Position(self._files.epoch_of(channel), offset, check)
         self._written = offset + len(record)
         self._announce(channel, payload, self._written)
         if self._reader is not None:
@@ -266,7 +266,7 @@ class HistoryLog:
             reader = await self._read_to_end()
             if channel in self.channels:
                 reader.index.watch(channel, reader.offset)
-            epoch = self._files.epoch
+            epoch = self._files.epoch_of(channel)
             try:
                 return await recall(reader, epoch, channel, rule, after=after, limit=limit, max_bytes=max_bytes)
             except FileNotFoundError:
@@ -340,7 +340,7 @@ class HistoryLog:
             self._release(offset)
         channel = self.channels.get(record.channel)
         if channel is not None:
-            place = Place(self._files.epoch, offset, record.check, before, before_check)
+            place = Place(self._files.epoch_of(record.channel), offset, record.check, before, before_check)
             self._sink.deliver(channel, record.payload, place)
 
     def _look(self) -> None:

@@ -17,6 +17,8 @@ import secrets
 import stat
 import time
 from contextlib import suppress
+from functools import lru_cache
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
 from backplane.adapters.ipc.log_record import MARK_BYTES
@@ -90,6 +92,14 @@ class LogFiles:
                 adapter="ipc",
             ) from error
         raise BrokerUnavailableError(f"the history in {str(self.path)!r} is removed all the time", adapter="ipc")
+
+    def epoch_of(self, channel: bytes) -> bytes:
+        """Return the epoch of the positions of a channel.
+
+        Another channel has another one, because all share the log: a position of another one must not be found, not
+        even one before its first message.
+        """
+        return _epoch_of(self.epoch, channel)
 
     def is_current(self) -> bool:
         """Whether the log is still the one that was opened."""
@@ -216,3 +226,8 @@ class LogFiles:
 def _identity(found: os.stat_result) -> tuple[int, int, int]:
     """Return what distinguishes a file from one that was made in its place, with the same inode number perhaps."""
     return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+@lru_cache(maxsize=65_536)
+def _epoch_of(log: bytes, channel: bytes) -> bytes:
+    return blake2b(channel, digest_size=_EPOCH_BYTES, key=log).digest()

@@ -36,7 +36,7 @@ async def recall(
 
     Args:
         reader: Has read to the end of the log.
-        epoch: The epoch of the log.
+        epoch: The epoch of the channel.
         channel: The channel's name in UTF-8.
         rule: How many messages count, and how old they may be.
         after: As for `SupportsHistory.recall`.

@@ -162,10 +162,14 @@ def position_in(since: Since, channel: str) -> str | None:
 
 
 def kept_channels(channels: Iterable[str], rules: HistoryRules | None) -> list[str]:
-    """Return those of `channels` that have a history, in the order of their names."""
+    """Return those of `channels` that have a history, in the order of their names.
+
+    That is the order by UTF-16, in which JavaScript sorts: a page puts the positions of its channels together.
+    """
     if rules is None:
         return []
-    return sorted({name for name in channels if _is_text(name) and rules.rule_of(name) is not None})
+    kept = {name for name in channels if _is_text(name) and rules.rule_of(name) is not None}
+    return sorted(kept, key=lambda name: name.encode("utf-16-be", "surrogatepass"))
 
 
 def check_rewind(rewind: object, rules: HistoryRules | None, *, at_join: bool = True) -> None:

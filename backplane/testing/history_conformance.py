@@ -248,7 +248,7 @@ class HistoryConformance(ResumeConformance):
         """A position of another channel, of another epoch, with another check or of any numbers is not found."""
         other = f"other-{secrets.token_hex(8)}"
         positions: list[Position] = []
-        others: list[Position] = []
+        others: list[Position] = [(await two[0].recall(other)).top]
         for number in range(6):
             others.append(await two[0].keep(other, b"%d" % number))
             positions.append(await two[0].keep(room, b"%d" % number))

@@ -21,7 +21,7 @@ export class BackplaneSocket extends EventTarget {
   }
   static comesBack(code) { return code >= 3000 ? code % 1000 < 500 : [1001, 1005, 1006, 1011, 1012, 1013, 1014].includes(code); }
   send(data) { // a text as it is, anything else as JSON; false: it was not sent, and will not be
-    const isOpen = this.#socket?.readyState === WebSocket.OPEN;
+    const isOpen = this.#openedAt > 0 && this.#socket.readyState === WebSocket.OPEN; // not before hello
     if (isOpen) this.#socket.send(typeof data === "string" ? data : JSON.stringify(data));
     return isOpen;
   }
@@ -31,7 +31,8 @@ export class BackplaneSocket extends EventTarget {
     const attempt = ++this.#attempt, isCurrent = () => attempt === this.#attempt, { url, protocols, hello } = this.#options;
     this.#timer = setTimeout(() => this.#lost(1006, "no answer"), 10_000); // a browser would wait for minutes
     try {
-      const address = new URL(await Promise.resolve().then(url), globalThis.location?.href); // by then the page listens
+      const base = globalThis.document?.baseURI ?? globalThis.location?.href; // as of any WebSocket
+      const address = new URL(await Promise.resolve().then(url), base); // by then the page listens
       if (!isCurrent()) return;
       address.protocol = address.protocol.replace("http", "ws");
       const since = Object.keys(this.positions).sort().map((channel) => this.positions[channel]).join(".");
@@ -54,7 +55,7 @@ export class BackplaneSocket extends EventTarget {
     try { message = JSON.parse(message); } catch { /* it stays as it came */ }
     if (message?.channel && message.position) this.positions[message.channel] = message.position;
     this.#receivedAt = Date.now();
-    this.#emit((message?.channel && message.event) || "message", message);
+    this.#emit((message?.channel && !/^(open|close)$/.test(message.event) && message.event) || "message", message);
   }
   #emit(name, detail) { this.dispatchEvent(new CustomEvent(name, { detail })); } // a listener that raises ends nothing
   #lost(code, reason) {
@@ -65,8 +66,7 @@ export class BackplaneSocket extends EventTarget {
     clearTimeout(this.#timer);
     const isFinal = !BackplaneSocket.comesBack(code);
     const pause = isFinal ? null : Math.random() * Math.min(10_000, 500 * 2 ** this.#tries++); // full jitter
-    if (!isFinal) this.#timer = setTimeout(() => this.#connect(), pause);
-    else { clearInterval(this.#watch); this.#end.abort(); }
+    if (isFinal) { clearInterval(this.#watch); this.#end.abort(); } else this.#timer = setTimeout(() => this.#connect(), pause);
     this.#emit("close", { code, reason, pause });
   }
   #wake(reason) { if (!this.#openedAt) { this.#tries = 0; this.#lost(1006, reason); } }

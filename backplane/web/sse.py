@@ -48,7 +48,15 @@ from backplane.fanout.subscription import Subscription
 from backplane.lane import abort, when_gone
 from backplane.option_checks import check_number
 from backplane.web.client_address import address_key
-from backplane.web.event_format import EXPIRED, HEADERS, HEARTBEAT, MEDIA_TYPE, encode_event, encode_id, encode_retry
+from backplane.web.event_format import (
+    HEADERS,
+    HEARTBEAT,
+    MEDIA_TYPE,
+    encode_event,
+    encode_expired,
+    encode_position,
+    encode_retry,
+)
 from backplane.web.refusal import denial
 
 if TYPE_CHECKING:
@@ -262,11 +270,11 @@ class EventStream(Subscription):
         give_up_seconds = 2 * response.heartbeat_seconds
         try:
             await self._send(send, _start(response), give_up_seconds)
-            await self._send(send, _body(response.hint() + encode_id(self._last_id())), give_up_seconds)
+            await self._send(send, _body(response.hint() + encode_position(self._last_id())), give_up_seconds)
             while (chunk := await self._next_chunk(response.heartbeat_seconds)) is not None:
                 await self._send(send, _body(chunk), give_up_seconds)
-            end = EXPIRED * self._has_expired + response.hint()
-            await self._send(send, _body(end, more=False), give_up_seconds)
+            end = encode_expired(self._last_id()) if self._has_expired else b""
+            await self._send(send, _body(end + response.hint(), more=False), give_up_seconds)
         finally:
             for timer in timers:
                 timer.cancel()
@@ -405,7 +413,7 @@ class _EventStreamResponse(Response):
         since = self._options.since
         # What a client shows that comes back by itself is newer than what its page has in the address of the stream. It
         # also shows one of a worker that had a history: where this one has none, the client is notified of gaps.
-        if last_id := Headers(scope=scope).get("last-event-id"):
+        if last_id := _last_event_id(scope):
             since = positions_by_channel(last_id, self._channels, self._runtime.hub.rules)
         for channel in self._channels:
             await stream.join(channel, since=since, rewind=self._options.rewind)
@@ -442,6 +450,12 @@ async def _ends(task: asyncio.Task[None]) -> bool:
     """Return whether `task` ends within a second."""
     done, _ = await asyncio.wait([task], timeout=_END_SECONDS)
     return bool(done)
+
+
+def _last_event_id(scope: Scope) -> str:
+    """Return what the client shows; of several the last one, since some clients add each to those before."""
+    shown = ",".join(Headers(scope=scope).getlist("last-event-id"))
+    return shown.rpartition(",")[2].strip() or shown
 
 
 def _start(response: Response) -> Event:

@@ -9,12 +9,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from fastapi import Request
+from fastapi import FastAPI, Request, Response
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 
-from backplane import Backplane
+from backplane import Backplane, History, Limits
 from backplane.sync import SyncBackplane
+from tests.server_in_loop import serving_in_loop
 
 DOCS = Path(__file__).parents[2] / "docs"
 EXAMPLE = re.compile(r"^<!-- example: ([\w-]+) -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -242,3 +243,27 @@ def test_sdk_clients() -> None:
         assert socket.receive_json() == {"id": 4, "rpc": {"data": 42}}
         socket.send_json({"id": 5, "subscribe": {"channel": "other"}})
         assert socket.receive_json()["error"]["code"] == 103
+
+
+@pytest.mark.anyio
+async def test_event_stream_in_a_program() -> None:
+    """It gets what was published while it was away, before its first message too, once, and is notified of a gap."""
+    follow = run("guides/server-sent-events.md", "program")["follow"]
+    backplane = Backplane("memory://", history={"orders": History(max_messages=3)})
+    app = FastAPI(lifespan=backplane.lifespan)
+    visits: list[str | None] = []
+
+    async def orders(request: Request) -> Response:
+        visits.append(request.headers.get("last-event-id"))
+        for number in range({2: 2, 3: 6}.get(len(visits), 0)):
+            await backplane.publish("orders", f"{len(visits)}.{number}")
+        limits = Limits(max_age_seconds=0.02 if len(visits) < 3 else None)
+        return backplane.sse(request, "orders", limits=limits, rewind=9, retry_seconds=0.01)
+
+    app.add_api_route("/orders", orders)
+    async with serving_in_loop(app) as server:
+        following = follow(f"{server.http_url}/orders")
+        received = [await asyncio.to_thread(next, following) for _ in range(6)]
+        await asyncio.to_thread(following.close)
+    assert received == ["2.0", "2.1", "", "3.3", "3.4", "3.5"]
+    assert [len(shown or "") for shown in visits] == [0, 28, 28]

@@ -91,8 +91,8 @@ class Site:
         async with self.backplane.connect(websocket, envelope="json") as connection:
             self.hellos.append((websocket.url.query, json.loads(await connection.receive() or "null")))
             await connection.join("kept:a")
-            async for code in connection:
-                await connection.close(int(code), "on request")
+            async for text in connection:
+                await (connection.close(int(text), "on request") if text.isdigit() else connection.send(text))
 
     async def _full(self, websocket: WebSocket) -> None:
         self.refused += 1
@@ -199,6 +199,25 @@ async def test_offline_and_closed(page: Page) -> None:
                 await asyncio.sleep(0.01)
 
 
+async def test_hello_and_what_a_handler_sends(page: Page) -> None:
+    """The page sends nothing before the first message; what a handler itself sends is no event of the connection."""
+    async with visited(page) as (site, visitor):
+        hello = (
+            "{ hello: () => { record('asked', {}); return new Promise((resolve) => { window.greet = resolve; }); } }"
+        )
+        await visitor.follow("'/hello'", hello)
+        await visitor.until("asked")
+        assert await page.evaluate("socket.send('too early')") is False
+        await page.evaluate("greet({ token: 1 })")
+        await visitor.until("joined")
+        assert site.hellos == [("", {"token": 1})]
+        for event in ("open", "close", "message"):
+            sent = {"channel": "__proto__", "position": event, "event": event}
+            await page.evaluate("(sent) => socket.send(sent)", sent)
+            assert await visitor.until("message", position=event) == sent
+        assert await page.evaluate("[Object.keys(socket.positions), ({}).position]") == [["kept:a", "__proto__"], None]
+
+
 async def test_times(page: Page) -> None:
     """The pauses grow and are random, until a connection was stable; dead links, sleep and the back-forward cache end.
 
@@ -281,12 +300,21 @@ async def test_times(page: Page) -> None:
         # A handshake that is not answered.
         connected = asyncio.Queue[asyncio.StreamWriter]()
         async with await asyncio.start_server(lambda _, writer: connected.put_nowait(writer), "127.0.0.1", 0) as silent:
-            await visitor.follow(f"'ws://127.0.0.1:{silent.sockets[0].getsockname()[1]}'")
+            await page.evaluate("() => { window.tries = 0; }")
+            address = f"ws://127.0.0.1:{silent.sockets[0].getsockname()[1]}"
+            await visitor.follow(f"() => {{ tries++; return '{address}'; }}")
             first = await asyncio.wait_for(connected.get(), SECONDS)
             await page.clock.run_for(10_000)
             assert (await visitor.lost(reason="no answer"))["pause"] == 250
             await page.clock.run_for(250)
             second = await asyncio.wait_for(connected.get(), SECONDS)
-            await page.evaluate("socket.close()")
+            await page.evaluate("socket.close()")  # while it connects, and for good
+            await visitor.lost(pause=None)
+            await page.evaluate("""() => {
+                for (const name of ["online", "visibilitychange"]) dispatchEvent(new Event(name));
+                dispatchEvent(new PageTransitionEvent("pageshow", { persisted: true }));
+            }""")
+            await page.clock.run_for(60_000)
+            assert await page.evaluate("[tries, socket.send('too late')]") == [2, False]
             first.close()
             second.close()

