@@ -27,6 +27,8 @@ async def test_room() -> None:
     assert sum(task.done() for task in waiting) == 1
     flow.leave()
     await asyncio.gather(*waiting)
+    flow.leave()  # for which none waits
+    await flow.enter()
 
 
 def command(name: str, channel: str, **body: Any) -> Command:
