@@ -27,6 +27,20 @@ def _latencies(name: str, title: str) -> dict[str, Figure]:
     return {f"{name}_{key}_ms": Figure(f"{title} {key}", "ms") for key in PERCENTILES}
 
 
+def _of_rooms(prefix: str, when: str) -> dict[str, Figure]:
+    return {
+        f"{prefix}raw_us": Figure(f"CPU per delivery, raw{when}", "µs"),
+        **{
+            f"{prefix}{encoding}_{of}": figure
+            for encoding, title in (("json", "JSON"), ("protobuf", "Protobuf"))
+            for of, figure in (
+                ("us", Figure(f"CPU per delivery, {title}{when}", "µs")),
+                ("times", Figure(f"CPU per delivery, {title} : raw{when}")),
+            )
+        },
+    }
+
+
 FIGURES: Final[dict[str, Figure]] = {
     **_latencies("latency", "latency"),
     **_latencies("last", "to last socket"),
@@ -101,8 +115,11 @@ FIGURES: Final[dict[str, Figure]] = {
     "present_unwatched_ms": Figure("present() of one that no worker watches", "ms", digits=0),
     "present_unwatched_max_ms": Figure("the same, longest", "ms", digits=0),
     "left_seconds": Figure("kill -9, all have left after", "s", digits=1),
+    **_of_rooms("", ""),
+    **_of_rooms("paced_", ", at the rate"),
     "messages": Figure("messages", "", "neither", 0),
     "deliveries": Figure("deliveries", "", "neither", 0),
+    "frame_bytes": Figure("a frame with its header", "B", "neither", 0),
     "lost": Figure("lost", digits=0),
     "late": Figure("late", digits=0),
     "gaps": Figure("gap events", "", "neither", 0),
