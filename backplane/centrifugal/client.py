@@ -303,10 +303,10 @@ class SdkClient:
             if not self.connection.is_over:
                 self._reply_error(command, INTERNAL)
         except Exception as error:
-            known = error_of(error)
-            if known is None:
+            # Not kept in a variable: an error that is its own answer would be in a cycle with this frame.
+            if error_of(error) is None:
                 self._service.log_failure(command.name, self.connection, error)
-            self._reply_error(command, known or INTERNAL)
+            self._reply_error(command, error_of(error) or INTERNAL)
         else:
             if result is not None:
                 self._transmit(self.encoding.reply(command.id, command.name, result))

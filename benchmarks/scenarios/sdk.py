@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from benchmarks.harness.server import Server
     from benchmarks.harness.websocket import Dialect
 
-__all__ = ["COLUMNS", "run"]
+__all__ = ["COLUMNS", "run", "text_bytes"]
 
 COLUMNS: Final = tuple(
     f"{prefix}{name}"
@@ -49,7 +49,7 @@ def run(server: Server, options: Options) -> Run:
     for prefix, scenario, publishers in (("", saturation, _PUBLISHERS), ("paced_", fanout, options.publishers)):
         sizes: dict[str, float] = {}
         for name, (dialect, encoding) in _ROOMS.items():
-            size = options.payload if encoding is None else _text_bytes(encoding, options.payload)
+            size = options.payload if encoding is None else text_bytes(encoding, options.payload)
             each = scenario.run(server.speaking(dialect), replace(options, payload=size, publishers=publishers))
             sizes[name] = each.figures["frame_bytes"]
             found.figures[f"{prefix}{name}_us"] = each.figures.get("cpu_us_per_delivery", 0.0)
@@ -73,7 +73,7 @@ def _compare(found: Run, prefix: str, sizes: dict[str, float]) -> None:
             found.figures[f"{prefix}{name}_times"] = found.figures[f"{prefix}{name}_us"] / raw
 
 
-def _text_bytes(encoding: Encoding, payload: int) -> int:
+def text_bytes(encoding: Encoding, payload: int) -> int:
     """Return how long a text is that the protocol makes as many bytes of as `payload`."""
     size = payload
     while size > 0 and len(encoding.publication(channel_name(0), "x" * size, is_json=False, offset=None)) > payload:
