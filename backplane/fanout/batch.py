@@ -55,27 +55,14 @@ class Batch(list[Message]):
         excludes: Whether any of the messages excludes a connection.
     """
 
-    __slots__ = (
-        "_compressed",
-        "_encoded",
-        "_enveloped",
-        "_excluded",
-        "_first_envelope",
-        "_first_enveloped",
-        "_frames",
-        "_whole",
-        "excludes",
-        "size_bytes",
-    )
+    __slots__ = ("_compressed", "_encoded", "_enveloped", "_excluded", "_frames", "_whole", "excludes", "size_bytes")
 
     def __init__(self, *messages: Message) -> None:
         super().__init__()
         self._frames: bytes | None = None
         self._compressed: dict[int, bytes] | None = None
         self._encoded: dict[int | None, list[bytes]] | None = None
-        self._first_enveloped: Batch | None = None  # most often what all clients get: found without a look-up
-        self._first_envelope: object = None
-        self._enveloped: dict[int, tuple[object, Batch]] | None = None  # of the others
+        self._enveloped: dict[int, tuple[object, Batch]] | None = None
         self._excluded: dict[bytes, list[int]] | None = None  # by token, where the messages are that exclude it
         self._whole: _Whole | None = None  # the batch of which this one leaves some out
         self.size_bytes: int = 0
@@ -130,12 +117,6 @@ class Batch(list[Message]):
         Raises:
             Exception: What `envelope` raises, for the first subscriber that needs it and for each one after it.
         """
-        first = self._first_enveloped
-        if first is None:
-            first = self._first_enveloped = self._envelop(envelope)
-            self._first_envelope = envelope
-        if self._first_envelope is envelope:
-            return first
         if self._enveloped is None:
             self._enveloped = {}
         # By the identity of the function, which need not be hashable; the entry keeps it alive.
