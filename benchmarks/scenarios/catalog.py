@@ -95,7 +95,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     ),
     "sdk": Scenario(
         run=sdk.run,
-        about="rooms of SDK clients beside a raw one of the same bytes",
+        about="CPU per delivery of rooms of SDK clients beside a raw one of the same bytes",
         columns=sdk.COLUMNS,
         defaults={"seconds": 3.0},
         needs="rooms",
