@@ -111,7 +111,7 @@ async def test_the_watch_of_a_channel_is_freed() -> None:
         try:
             async with connect(site.url) as client, asyncio.timeout(WAIT_SECONDS):
                 await replied(client, ['{"id":2,"subscribe":{"channel":"room:1","join_leave":true}}'])
-                (audience,) = [found for found in gc.get_objects() if isinstance(found, _Audience)]
+                (audience,) = [found for found in gc.get_objects() if type(found) is _Audience]
                 finalize(audience, freed.set)
                 del audience
             async with asyncio.timeout(WAIT_SECONDS):
