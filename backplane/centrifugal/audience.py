@@ -101,10 +101,8 @@ class Audiences:
             audience.watchers.pop(watcher, None)
             if not audience.watchers:
                 del self._audiences[channel]
-                # A cancelled task has the frame that it was in, and that has the audience: no cycle is to be left.
-                task, audience.task = audience.task, None
-                assert task is not None
-                task.cancel()
+                assert audience.task is not None
+                audience.task.cancel()
 
     async def _watch(self, channel: str, audience: _Audience) -> None:
         users: dict[str, PresentUser] = {}

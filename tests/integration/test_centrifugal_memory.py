@@ -13,9 +13,8 @@ from fastapi import FastAPI
 from starlette.websockets import WebSocket  # noqa: TC002  # FastAPI reads it
 from websockets.asyncio.client import connect
 
-from backplane import Backplane, Presence
+from backplane import Backplane
 from backplane.centrifugal import Accepted, Centrifugal
-from backplane.centrifugal.audience import _Audience  # pyright: ignore[reportPrivateUsage]
 from backplane.server.uvicorn import DirectLaneProtocol
 from tests.server_in_loop import serving_in_loop
 
@@ -67,9 +66,8 @@ class Site:
 async def serving() -> AsyncGenerator[Site]:
     """Serve an endpoint on the direct lane; clients are in `side` from their connect on."""
     site = Site()
-    backplane = Backplane("memory://", presence={"room:*": Presence()})
+    backplane = Backplane("memory://")
     centrifugal = Centrifugal(backplane)
-    centrifugal.permit(lambda _connection, action, _channel: action == "presence")
 
     @centrifugal.on_connect
     def on_connect(_: Connection, _request: ConnectRequest) -> Accepted:
@@ -101,23 +99,6 @@ async def test_a_handed_over_client_keeps_nothing_of_its_request() -> None:
         await replied(client, [SUBSCRIBE])
         gc.collect()
         assert [websocket() for websocket in site.websockets] == [None]
-
-
-async def test_the_watch_of_a_channel_is_freed() -> None:
-    """What notifies clients of joins is freed with the last client of a channel, without a garbage collection."""
-    freed = asyncio.Event()
-    async with serving() as site:
-        gc.disable()
-        try:
-            async with connect(site.url) as client, asyncio.timeout(WAIT_SECONDS):
-                await replied(client, ['{"id":2,"subscribe":{"channel":"room:1","join_leave":true}}'])
-                (audience,) = [found for found in gc.get_objects() if type(found) is _Audience]
-                finalize(audience, freed.set)
-                del audience
-            async with asyncio.timeout(WAIT_SECONDS):
-                await freed.wait()
-        finally:
-            gc.enable()
 
 
 @pytest.mark.parametrize("commands", COMMANDS.values(), ids=COMMANDS)
