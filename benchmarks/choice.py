@@ -10,6 +10,7 @@ from benchmarks.harness import capacity
 from benchmarks.harness.candidate import Serving, backplane, floors, raw_clients, sdk
 from benchmarks.harness.run import Options
 from benchmarks.harness.session import measure
+from benchmarks.harness.websocket import SDK, SDK_PROTOBUF
 from benchmarks.scenarios import presence
 from benchmarks.scenarios.catalog import SCENARIOS, Scenario
 
@@ -68,7 +69,7 @@ class Choice:
             if self.handed_over:
                 ours.append(backplane(url, self.serving, handed_over=True, app=app))
             if self.sdk:
-                ours.append(sdk(url, self.serving))
+                ours += sdk(url, self.serving)
             found += [_with(each, missing) for each in ours]
         return found + competitors.chosen(self.competitors, redis, self.serving)
 
@@ -123,6 +124,14 @@ def check_capacity(parts: Sequence[tuple[str, Choice]]) -> None:
 _SERVED_ALIKE = ("restart",)
 """Scenarios whose own defaults decide how they are served."""
 
+_OF_BACKPLANE = {
+    "heartbeats": "what is measured is the heartbeats and the drain of backplane",
+    "history": "it has no history",
+    "presence": "it has no presence",
+    "rooms": "it has no rooms of SDK clients beside raw ones",
+}
+"""What backplane alone has, and why another candidate cannot take part."""
+
 
 def _with(candidate: Candidate, missing: str) -> Candidate:
     return replace(candidate, missing=candidate.missing or missing)
@@ -136,14 +145,12 @@ def _unable(scenario: Scenario, candidate: Candidate, choice: Choice, brokers: B
         return "its broker was given by URL and must not be killed: give its name instead, --url redis"
     if scenario.needs == "workers" and (candidate.workers < 2 or choice.serving.server != "gunicorn"):
         return "it has no workers that are restarted one after the other"
-    if scenario.needs == "heartbeats" and candidate.kind != "backplane":
-        return "what is measured is the heartbeats and the drain of backplane"
-    if scenario.needs == "history" and candidate.kind != "backplane":
-        return "it has no history"
+    if scenario.needs in _OF_BACKPLANE and candidate.kind != "backplane":
+        return _OF_BACKPLANE[scenario.needs]
+    if candidate.dialect in (SDK, SDK_PROTOBUF) and not scenario.has_sdk_clients:
+        return "the scenario has clients of its own"
     if scenario.needs == "history" and candidate.workers > 1:
         return "what is measured is one worker"
-    if scenario.needs == "presence" and candidate.kind != "backplane":
-        return "it has no presence"
     if scenario.needs == "presence" and candidate.workers > 1:
         return f"its {presence.WORKERS} workers are started one by one, to be measured apart"
     if scenario.needs == "presence" and candidate.environment["BACKPLANE_URL"].startswith("memory:"):

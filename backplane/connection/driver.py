@@ -480,6 +480,7 @@ class ConnectionDriver(BaseSubscriber):
         assert isinstance(self.receiver, CallbackHandler)
         self.receiver.release()
         self._close_sequence = None
+        self._tasks = None
         self._protocol = None
         del self.connection
 

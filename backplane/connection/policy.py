@@ -135,6 +135,9 @@ class ConnectionPolicy:
     turns: Turns = field(default_factory=Turns)
     statistics: Counters = field(default_factory=Counters)
     bursts: LogBursts = field(default_factory=LogBursts)
+    _last: list[ConnectionPolicy] = field(
+        default_factory=list["ConnectionPolicy"], init=False, compare=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         check_policy_options(self.on_gap, self.limits)
@@ -142,16 +145,18 @@ class ConnectionPolicy:
     def with_options(self, limits: Limits | None, on_gap: OnGap | None) -> ConnectionPolicy:
         """Return the policy of a connection that is given options of its own; this one where it is given none.
 
+        Connections that are given the same object as `limits` share one.
+
         Raises:
             ConfigurationError: One of them cannot be used.
         """
-        if limits is None and on_gap is None:
+        if on_gap is not None:  # it can be made for one client, and is not kept
+            return replace(self, limits=limits or self.limits, on_gap=on_gap)
+        if limits is None:
             return self
-        return replace(
-            self,
-            limits=self.limits if limits is None else limits,
-            on_gap=self.on_gap if on_gap is None else on_gap,
-        )
+        if not self._last or self._last[0].limits is not limits:
+            self._last[:] = [replace(self, limits=limits)]
+        return self._last[0]
 
     def check_channels(self, client: Client, count: int) -> None:
         """Check that a client may join so many channels.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from backplane.connection.callback_handler import call, call_on_close
@@ -20,7 +21,7 @@ from backplane.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
     from types import TracebackType
 
     from backplane.connection.callback_handler import OnConnection, OnMessage
@@ -110,17 +111,16 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
         """Serve the client in a protocol; to be called before it is entered."""
         self._driver.speak(protocol)
 
-    async def identify(self, who: Who) -> None:
-        """Take the user of a client that names it after its handshake.
+    @property
+    def identify(self) -> Callable[[Who], Awaitable[None]]:
+        """Takes the user of a client that names it after its handshake.
+
+        It may be kept as long as the client: the request, and what the server has of that, are freed all the same.
 
         Raises:
             TooManyConnectionsError: The user has as many connections as `max_connections_per_user`.
         """
-        if self._runtime.cluster is None:  # there is no presence, and commands are not applied
-            return
-        self._driver.identify(self._runtime.attendance(who))
-        self._runtime.clients.identify(self._driver)
-        await self._runtime.admit(self._driver, self._driver.policy.limits)
+        return partial(_identify, self._runtime, self._driver)
 
     async def serve(
         self, *, on_open: OnConnection | None, on_message: OnMessage | None, on_close: OnConnection | None
@@ -246,6 +246,14 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
             self._runtime.statistics.refused_origins += 1
             self._runtime.bursts.log(logger, logging.WARNING, "refused a WebSocket: %s", refusal)
             raise OriginRefusedError(refusal)
+
+
+async def _identify(runtime: Runtime, driver: ConnectionDriver, who: Who) -> None:
+    if runtime.cluster is None:  # there is no presence, and commands are not applied
+        return
+    driver.identify(runtime.attendance(who))
+    runtime.clients.identify(driver)
+    await runtime.admit(driver, driver.policy.limits)
 
 
 def _has_left(watching: asyncio.Task[None]) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from benchmarks.harness import raw_client
-from benchmarks.harness.websocket import PLAIN, SDK
+from benchmarks.harness.websocket import PLAIN, SDK, SDK_PROTOBUF
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -130,10 +130,13 @@ def backplane(
     )
 
 
-def sdk(url: str, serving: Serving) -> Candidate:
-    """Return backplane on the broker at `url` with clients of the Centrifugal client protocol, in JSON."""
+def sdk(url: str, serving: Serving) -> list[Candidate]:
+    """Return backplane on the broker at `url` with clients of the Centrifugal client protocol, in JSON and Protobuf."""
     ours = backplane(url, serving, handed_over=True)
-    return replace(ours, name=ours.name.replace(HANDED_OVER, " SDK"), dialect=SDK)
+    return [
+        replace(ours, name=ours.name.replace(HANDED_OVER, f" SDK {encoding}"), dialect=dialect)
+        for encoding, dialect in (("JSON", SDK), ("Protobuf", SDK_PROTOBUF))
+    ]
 
 
 def faulty(fault: str) -> Candidate:

@@ -46,6 +46,12 @@ class Listener:
         tally: What counts.
         deflate: Whether to offer compression, whose frames have all sizes and are parsed one by one.
         addresses: Over how many addresses the clients are spread.
+
+    Attributes:
+        clients: The sockets.
+        tally: As above.
+        poll: What waits for them.
+        frame_bytes: Size of a frame of this run with its header, once one has arrived; 0 with compression.
     """
 
     def __init__(self, run: str, epoch: int, tally: Tally, *, deflate: bool, addresses: int = 1) -> None:
@@ -65,7 +71,7 @@ class Listener:
         self._indexes: list[int] = []
         self._sizes: list[int] = []
         self._times: list[int] = []
-        self._frame_bytes = 0
+        self.frame_bytes: int = 0
         # The bytes kept of a frame. Before the first frame its size is unknown, and no read is even.
         self._unit = 1 << 62
         self._offset = 0
@@ -134,7 +140,7 @@ class Listener:
                 other = True
                 continue
             index, receive = found
-            if self._unit < self._frame_bytes:
+            if self._unit < self.frame_bytes:
                 self._read_long(index)
                 continue
             used = self._used
@@ -212,12 +218,12 @@ class Listener:
         client, used = self.clients[index], self._used
         try:
             if not client.unread:
-                sizes = (self._unit, self._frame_bytes, len(client.rest) + _READ_BYTES)
+                sizes = (self._unit, self.frame_bytes, len(client.rest) + _READ_BYTES)
                 data = client.sock.recv(min(size for size in sizes if size > len(client.rest)) - len(client.rest))
                 if not data or not self._begins_long(client.rest + data):
                     return self._parse(index, data, self._now()) if data else self._end(index)
                 client.rest += data
-                client.unread = self._frame_bytes - len(client.rest)
+                client.unread = self.frame_bytes - len(client.rest)
             while client.unread:
                 size = client.sock.recv_into(self._view[used:], min(client.unread, _READ_BYTES), socket.MSG_TRUNC)
                 if not size:
@@ -234,7 +240,7 @@ class Listener:
     def _begins_long(self, data: bytes) -> bool:
         """Whether `data` is the beginning of a frame of this run, as much of it as `count_reads` needs."""
         begins = data.startswith(self._head) and data.startswith(self._run, self._offset)
-        return begins and self._unit <= len(data) <= self._frame_bytes
+        return begins and self._unit <= len(data) <= self.frame_bytes
 
     def _read_uneven(self, index: int, size: int, now: int) -> None:
         """Take what does not end with a frame, or begins inside one."""
@@ -258,10 +264,10 @@ class Listener:
 
     def _is_ours(self, data: bytes, whole: int) -> bool:
         """Whether `data` is frames of this run, and perhaps the beginning of one more."""
-        if not self._frame_bytes:
+        if not self.frame_bytes:
             return False
-        heads = (data[at : whole : self._frame_bytes].count(self._head[at]) for at in (0, 1))
-        return all(count == whole // self._frame_bytes for count in heads) and self._head.startswith(
+        heads = (data[at : whole : self.frame_bytes].count(self._head[at]) for at in (0, 1))
+        return all(count == whole // self.frame_bytes for count in heads) and self._head.startswith(
             data[whole : whole + 2]
         )
 
@@ -272,8 +278,8 @@ class Listener:
         ours = [text for text in texts if self._run in text]
         client.other_texts = (client.other_texts + [text for text in texts if self._run not in text])[-8:]
         if ours:
-            if not self._frame_bytes and not self._deflate:
-                self._learn_frame(ours[0])
+            if not self.frame_bytes and not self._deflate:
+                self._learn_frame(ours[0], client.dialect.opcode)
             self._count_texts(index, ours, now)
         if client.closed is not None:
             self._forget(client)
@@ -284,16 +290,16 @@ class Listener:
         count = len(texts)
         self.tally.add(read(rows, np.full(count, index), np.full(count, (now - self._epoch) // 1000)))
 
-    def _learn_frame(self, text: bytes) -> None:
+    def _learn_frame(self, text: bytes, opcode: int) -> None:
         """Learn the size and the header of this product's frames from the first one."""
         size = len(text)
         wide = 0 if size < 126 else 2 if size < 65536 else 8
-        self._head = bytes((0x81, {0: size, 2: 126, 8: 127}[wide]))
-        self._frame_bytes = self._unit = 2 + wide + size
+        self._head = bytes((0x80 | opcode, {0: size, 2: 126, 8: 127}[wide]))
+        self.frame_bytes = self._unit = 2 + wide + size
         self._offset = 2 + wide + text.find(self._run)
-        if self._frame_bytes >= _LONG_BYTES:
+        if self.frame_bytes >= _LONG_BYTES:
             self._unit = self._offset + HEADER_BYTES
-        self._read_bytes = max(_READ_BYTES // self._frame_bytes, 1) * self._frame_bytes
+        self._read_bytes = max(_READ_BYTES // self.frame_bytes, 1) * self.frame_bytes
 
     def _end(self, index: int) -> None:
         client = self.clients[index]

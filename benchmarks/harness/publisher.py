@@ -107,6 +107,7 @@ class Publisher:
 
     def __init__(self, run: str, epoch: int, port: int, dialect: Dialect) -> None:
         self._run, self._epoch, self._port, self._dialect = run, epoch, port, dialect
+        self._publishing = dialect.of_publishers
         self._mark = run.encode()
         self._publishers: list[Client] = []
         self._watchers: list[Client] = []
@@ -121,14 +122,16 @@ class Publisher:
     def open(self, publishers: int, watchers: int) -> None:
         """Connect; those that are connected already stay."""
         listen = self._dialect.listen_path.format(channel=channel_name(0))
-        self._publishers += self._open([self._dialect.publish_path] * (publishers - len(self._publishers)))
-        self._watchers += self._open([listen] * (watchers - len(self._watchers)))
+        self._publishers += self._open(
+            self._publishing, [self._publishing.publish_path] * (publishers - len(self._publishers))
+        )
+        self._watchers += self._open(self._dialect, [listen] * (watchers - len(self._watchers)))
 
     def probe(self, channels: int) -> None:
         """Publish to each channel a message that only shows which sockets receive by now."""
         for channel in range(channels):
             message = text(self._run, channel, PROBE, 0, self._now(), self._size)
-            self._publishers[channel % len(self._publishers)].sock.send(self._dialect.frame(message))
+            self._publishers[channel % len(self._publishers)].sock.send(self._publishing.frame(message))
         self._read(0)
 
     def set_size(self, size: int) -> None:
@@ -144,7 +147,7 @@ class Publisher:
         for intended, (channel, publisher) in zip(paced, plan.streams(), strict=False):
             message = text(self._run, channel, publisher, int(counts[channel, publisher]), intended, plan.size)
             late.append(self._now() - max(intended, self._free))
-            if not self._send(publisher, self._dialect.frame(message), plan.end):
+            if not self._send(publisher, self._publishing.frame(message), plan.end):
                 break
             counts[channel, publisher] += 1
         return PublishReport(
@@ -212,12 +215,13 @@ class Publisher:
         client.sock.close()
         self._reconnects += 1
         try:
-            self._publishers[self._publishers.index(client)] = self._open([self._dialect.publish_path])[0]
+            opened = self._open(self._publishing, [self._publishing.publish_path])
+            self._publishers[self._publishers.index(client)] = opened[0]
         except (HandshakeError, OSError):
             time.sleep(0.05)  # a server that restarts refuses at once
 
-    def _open(self, paths: list[str]) -> list[Client]:
-        opened = connect(self._port, paths, self._dialect)
+    def _open(self, dialect: Dialect, paths: list[str]) -> list[Client]:
+        opened = connect(self._port, paths, dialect)
         for client in opened:
             client.sock.setblocking(True)
             self._by_descriptor[client.sock.fileno()] = client

@@ -65,10 +65,11 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class AudienceReport:
-    """What an audience received, and by which codes its sockets were closed."""
+    """What an audience received, by which codes its sockets were closed, and the bytes of a frame; 0 if not known."""
 
     counted: Counted
     closed: dict[int, int]
+    frame_bytes: int
 
 
 class _Audience:
@@ -145,7 +146,7 @@ class _Audience:
         return sum(client.pings for client in self._listener.clients)
 
     def finish(self) -> AudienceReport:
-        return AudienceReport(self._listener.result(), dict(self._listener.closed()))
+        return AudienceReport(self._listener.result(), dict(self._listener.closed()), self._listener.frame_bytes)
 
 
 class _Remote:

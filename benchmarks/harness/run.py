@@ -329,6 +329,7 @@ class Load:
             "astray": float(counted.astray),
             "closed": float(sum(sum(each.closed.values()) for each in reports)),
             "refused": float(refused),
+            "frame_bytes": float(max(each.frame_bytes for each in reports)),
         }
         if usage.seconds:
             figures["deliveries_per_second"] = counted.in_window / usage.seconds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from benchmarks.harness.candidate import Candidate
+    from benchmarks.harness.websocket import Dialect
 
 __all__ = ["Server", "ServerError", "cpu_seconds", "listener_pid", "serving"]
 
@@ -41,6 +43,10 @@ class Server:
         self.port = port
         self.candidate = candidate
         self.process = process
+
+    def speaking(self, dialect: Dialect) -> Server:
+        """Return the same server, to clients of another dialect."""
+        return Server(self.process, self.port, replace(self.candidate, dialect=dialect), self.stalls)
 
     def pids(self) -> list[int]:
         """Return the processes it consists of."""

@@ -72,7 +72,7 @@ class Client:
                 self._answer(client_frame(frame.payload[:2], CLOSE))
             elif self.dialect.pings and frame.payload == self.dialect.pings[0]:
                 self.pings += 1
-                self._answer(client_frame(self.dialect.pings[1]))
+                self._answer(client_frame(self.dialect.pings[1], self.dialect.opcode))
             else:
                 texts.append(self._inflated(frame.payload) if frame.compressed else frame.payload)
         return texts
@@ -95,11 +95,12 @@ class Client:
                 raise HandshakeError(f"{self.path}: {head.splitlines()[0].decode()} {rest[:200]!r}")
             self._upgraded, self.rest, data = True, b"", rest
             if self.dialect.greeting:
-                self.sock.send(client_frame(self.dialect.greeting))
-        if not self.dialect.greeted:
+                self.sock.send(client_frame(self.dialect.greeting, self.dialect.opcode))
+        greeted = self.dialect.greeted
+        if greeted is None:
             self.rest = data
             return True
-        return any(text.startswith(self.dialect.greeted) for text in self.texts(data))
+        return any(greeted.match(text) for text in self.texts(data))
 
     def _answer(self, frame: bytes) -> None:
         with suppress(OSError):  # the server has gone; a read finds that

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "PLAIN",
     "PONG",
     "SDK",
+    "SDK_PROTOBUF",
     "SOCKET_IO",
     "Dialect",
     "Frame",
@@ -19,7 +21,7 @@ __all__ = [
     "request",
 ]
 
-TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
+TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 
 _KEY = "AAAAAAAAAAAAAAAAAAAAAA=="
 
@@ -41,22 +43,31 @@ class Dialect:
         listen_path: Where a client that receives `{channel}` connects.
         publish_path: Where a client that only publishes connects.
         envelope: What a publisher sends, around `{text}`.
+        opcode: Of the frames of both sides.
         greeting: What a client sends first; empty for none.
-        greeted: How the server's answer to that starts; it ends the handshake.
-        pings: The server's ping where it is a text, and the answer of the client.
+        greeted: Matches the start of the server's answer to that, which ends the handshake.
+        pings: The server's ping where it is a message, and the answer of the client.
+        publishing: What clients that only publish send, where that is of another dialect.
     """
 
     listen_path: str
     publish_path: str
     envelope: str = "{text}"
+    opcode: int = TEXT
     greeting: bytes = b""
-    greeted: bytes = b""
+    greeted: re.Pattern[bytes] | None = None
     pings: tuple[bytes, bytes] | None = None
+    publishing: Dialect | None = None
+
+    @property
+    def of_publishers(self) -> Dialect:
+        """The dialect of clients that only publish."""
+        return self.publishing or self
 
     def frame(self, text: str) -> bytes:
         """Return the frame that publishes `text`."""
         before, after = self.envelope.split("{text}")
-        return client_frame(f"{before}{text}{after}".encode())
+        return client_frame(f"{before}{text}{after}".encode(), self.opcode)
 
 
 PLAIN = Dialect(listen_path="/ws/{channel}", publish_path="/publish")
@@ -67,7 +78,7 @@ SOCKET_IO = Dialect(
     publish_path="/socket.io/?EIO=4&transport=websocket",
     envelope='42["publish","{text}"]',
     greeting=b"40",
-    greeted=b"40",
+    greeted=re.compile(b"40"),
     pings=(b"2", b"3"),
 )
 """Engine.IO 4 and Socket.IO 5."""
@@ -77,13 +88,23 @@ CENTRIFUGE = Dialect(
     publish_path="/ws",
     envelope='{"send":{"data":"{text}"}}',
     greeting=b'{"id":1,"connect":{}}',
-    greeted=b'{"id":1,"connect":',
+    greeted=re.compile(b'{"id":1,"connect":'),
     pings=(b"{}", b"{}"),
 )
 """The JSON protocol of Centrifugal, version 2; the server subscribes a client that connects."""
 
-SDK = replace(CENTRIFUGE, listen_path="/sdk/{channel}", publish_path=PLAIN.publish_path, envelope=PLAIN.envelope)
-"""The same protocol, of the application of this folder; it is published to as PLAIN is."""
+SDK = replace(CENTRIFUGE, listen_path="/sdk/{channel}", publishing=PLAIN)
+"""The same protocol, of the application of this folder."""
+
+SDK_PROTOBUF = replace(
+    SDK,
+    listen_path="/sdk/{channel}?cf_protocol=protobuf",
+    opcode=BINARY,
+    greeting=b"\x04\x08\x01\x22\x00",
+    greeted=re.compile(rb".{1,2}\x08\x01\x2a", re.DOTALL),
+    pings=(b"\x00", b"\x00"),
+)
+"""The same in Protobuf: each message follows its length, of one or two bytes."""
 
 
 def request(path: str, port: int, *, deflate: bool = False) -> bytes:

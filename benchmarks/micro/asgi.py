@@ -17,6 +17,7 @@ from starlette.routing import WebSocketRoute
 from uvicorn.server import ServerState
 
 from backplane import Backplane
+from benchmarks.harness.websocket import request
 from benchmarks.micro.fanout import interleaved_over_sockets
 
 if TYPE_CHECKING:
@@ -26,14 +27,10 @@ if TYPE_CHECKING:
 
     from benchmarks.micro.figure import Figure
 
-__all__ = ["run"]
+__all__ = ["open_client", "run"]
 
 _DATA = "x" * 128
 _FRAME = b"\x81\x7e\x00\x80" + _DATA.encode()
-_HANDSHAKE = (
-    b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-)
 
 
 def run(count: int, rounds: int) -> list[Figure]:
@@ -72,7 +69,7 @@ async def _measure(count: int, rounds: int) -> list[Figure]:
     )
     config.load()
     async with backplane:
-        clients = [await _client(config) for _ in range(count)]
+        clients = [await open_client(config) for _ in range(count)]
         while len(websockets) < count:  # noqa: ASYNC110  # nothing else runs here
             await asyncio.sleep(0)
         for client in clients:
@@ -88,7 +85,8 @@ async def _measure(count: int, rounds: int) -> list[Figure]:
                 client.close()
 
 
-async def _client(config: uvicorn.Config) -> socket.socket:
+async def open_client(config: uvicorn.Config, path: str = "/") -> socket.socket:
+    """Return the other end of a connection of the server, which has sent its handshake."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         theirs = socket.create_connection(listener.getsockname())
         ours, _ = listener.accept()
@@ -98,7 +96,7 @@ async def _client(config: uvicorn.Config) -> socket.socket:
     loop = asyncio.get_running_loop()
     protocol: Any = config.ws_protocol_class
     await loop.connect_accepted_socket(lambda: protocol(config=config, server_state=state, app_state={}), sock=ours)
-    theirs.send(_HANDSHAKE)
+    theirs.send(request(path, 80))
     return theirs
 
 

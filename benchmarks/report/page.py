@@ -69,6 +69,7 @@ _PLOTTED = {
     "storm": ("all_back_ms",),
     "failover": ("all_back_ms",),
     "restart": ("all_back_ms",),
+    "sdk": ("json_times", "protobuf_times", "paced_json_times", "paced_protobuf_times"),
     "history": ("publish_times", "broker_times", "receive_extra_us", "storm_ms", "repair_ms", "repair_missed_stall_ms"),
     "presence": ("presence_extra_percent", "present_watched_max_ms", "left_seconds"),
 }

@@ -17,6 +17,7 @@ from benchmarks.scenarios import (
     presence,
     restart,
     saturation,
+    sdk,
     slow,
     storm,
 )
@@ -47,9 +48,10 @@ class Scenario:
         defaults: Where its options differ from those of `harness.run.Options`.
         faults_allowed: Whether losses and closed sockets are what it measures, and no fault.
         needs: What a candidate must have for it: a `broker` to break, `workers` to restart, `heartbeats`, a `history`,
-            or `presence`; empty for nothing.
+            `presence`, or `rooms` for plain clients and others; empty for nothing.
         app: The application that backplane serves for it.
         environment: What is added to the server's environment for these options.
+        has_sdk_clients: Whether its clients may be those of `--sdk`.
         opens_sockets: Whether its connections have sockets, for which this machine must have room.
     """
 
@@ -61,6 +63,7 @@ class Scenario:
     needs: str = ""
     app: str = APP
     environment: Callable[[Options], Mapping[str, str]] = _no_environment
+    has_sdk_clients: bool = True
     opens_sockets: bool = True
 
 
@@ -89,6 +92,14 @@ SCENARIOS: Final[dict[str, Scenario]] = {
             "client_cpu_percent",
         ),
         defaults={"publishers": 16},
+    ),
+    "sdk": Scenario(
+        run=sdk.run,
+        about="CPU per delivery of rooms of SDK clients beside a raw one of the same bytes",
+        columns=sdk.COLUMNS,
+        defaults={"seconds": 3.0},
+        needs="rooms",
+        has_sdk_clients=False,
     ),
     "channels": Scenario(
         run=channels.run,
@@ -188,6 +199,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         ),
         defaults={"connections": 5000, "channels": 10, "stalls": True},
         needs="history",
+        has_sdk_clients=False,
         app="benchmarks.servers.history_app:app",
     ),
     "presence": Scenario(
@@ -211,6 +223,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         # An adapter on which a change is stated once more does so after ten seconds.
         defaults={"connections": 10_000, "channels": 500, "seconds": 20.0, "warm_up_seconds": 12.0},
         needs="presence",
+        has_sdk_clients=False,
         app="benchmarks.servers.presence_app:app",
         opens_sockets=False,
     ),

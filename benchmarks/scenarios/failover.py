@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks.harness.run import Load
 from benchmarks.harness.sockets import connect
 from benchmarks.harness.text import channel_name
+from benchmarks.harness.websocket import PLAIN
 
 if TYPE_CHECKING:
     from benchmarks.harness.run import Options, Run
@@ -78,7 +79,7 @@ def _late(counted: Counted) -> int:
 def _gap_listener(server: Server) -> Client | None:
     if server.candidate.kind != "backplane":
         return None
-    return connect(server.port, [f"/gaps/{channel_name(0)}"], server.candidate.dialect)[0]
+    return connect(server.port, [f"/gaps/{channel_name(0)}"], PLAIN)[0]
 
 
 def _texts(client: Client) -> list[bytes]:

@@ -538,7 +538,10 @@ async def test_the_end_of_a_client_that_reads_nothing(lane_world: World) -> None
 
 
 async def test_an_ended_connection_is_freed(lane_world: World) -> None:
-    """What belongs to a client is freed at its end, without a garbage collection; what it became can still be read."""
+    """What belongs to a client is freed at its end, without a garbage collection; what it became can still be read.
+
+    So it is where the client had a task beside its callbacks.
+    """
 
     class Owned:
         """What belongs to the client."""
@@ -556,6 +559,7 @@ async def test_an_ended_connection_is_freed(lane_world: World) -> None:
     connection, socket = lane_world.connection(context=owned)
     driver_of(connection).hand_over(socket, Registry(), on_open=None, on_message=None, on_close=None)
     await connection.join("a")
+    await connection.spawn(asyncio.sleep(0))
     lane_world._connections.clear()  # pyright: ignore[reportPrivateUsage]
     gc.disable()
     try:
