@@ -13,6 +13,8 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 from backplane import Backplane, JoinRefusedError
 from backplane import Client as Asked
 from backplane.connection.connection import Connection
+from backplane.connection.limits import Limits
+from backplane.connection.policy import ConnectionPolicy
 from backplane.web.sse import EventStream
 
 if TYPE_CHECKING:
@@ -108,3 +110,17 @@ def test_every_way_asks(way: str) -> None:
         kind = "event stream" if way == "sse" else "connection"
         assert asked == [(kind, "secret"), (kind, "public")]
         assert backplane.statistics().refused_joins == 1
+
+
+def test_clients_with_the_same_options_share_a_policy() -> None:
+    """Those that are given the same `limits` do, of which the last is kept; one with an `on_gap` does not."""
+    policy, limits = ConnectionPolicy(), Limits(max_channels=3)
+    assert policy.with_options(None, None) is policy
+    shared = policy.with_options(limits, None)
+    assert policy.with_options(limits, None) is shared
+    assert (shared.limits, shared.statistics) == (limits, policy.statistics)
+    assert policy.with_options(Limits(), None) is not shared
+    assert policy.with_options(limits, None) is not shared
+    own = policy.with_options(limits, "close")
+    assert (own.limits, own.on_gap) == (limits, "close")
+    assert policy.with_options(None, "close").limits is policy.limits
