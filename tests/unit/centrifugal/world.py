@@ -14,12 +14,14 @@ from starlette.websockets import WebSocket
 
 from backplane import Backplane, Gap, History, Presence
 from backplane.centrifugal.endpoint import Centrifugal
+from backplane.centrifugal.protobuf import message_of
+from backplane.centrifugal.schema import COMMAND
 from backplane.centrifugal.tokens import ConnectClaims, SubscribeClaims
 from backplane.errors import InvalidTokenError, TokenCheckUnavailableError, TokenExpiredError
 from backplane.lane import EXTENSION
 from backplane.presence.times import PresenceTimes
 from backplane.worker import cluster
-from tests.unit.doubles import FakeLane, until_idle
+from tests.unit.doubles import FakeLane, Gate, until_idle
 from tests.unit.kit import WAIT_SECONDS
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Message as Event
 
-__all__ = ["ANN", "Sdk", "Site", "SimpleTokens", "error", "push", "serving"]
+__all__ = ["ANN", "Sdk", "SimpleTokens", "Site", "error", "in_seconds", "push", "serving"]
 
 ANN = "ann"
 
@@ -94,12 +96,14 @@ class Sdk:
     Attributes:
         accepted: With which subprotocol it was accepted.
         lane: As above.
+        is_protobuf: It speaks Protobuf.
         serving: The handler that serves it.
     """
 
     def __init__(self, query: str = "", subprotocols: tuple[str, ...] = (), *, lane: FakeLane | None = None) -> None:
         self.accepted: list[str | None] = []
         self.lane = lane
+        self.is_protobuf = "protobuf" in f"{query}{subprotocols}"
         self.serving: asyncio.Task[None] | None = None
         self._ids = 1
         self._sends: asyncio.Queue[Event] = asyncio.Queue()
@@ -136,8 +140,12 @@ class Sdk:
         self._sends.put_nowait({"type": "websocket.receive", kind: frame})
 
     def send(self, *commands: Mapping[str, Any]) -> None:
-        """Send commands in one frame."""
-        self.write("\n".join(map(json.dumps, commands)))
+        """Send commands in one frame, those of Protobuf being shorter than 128 bytes."""
+        if self.is_protobuf:
+            messages = [message_of(COMMAND, command) for command in commands]
+            self.write(b"".join(bytes([len(message)]) + message for message in messages))
+        else:
+            self.write("\n".join(map(json.dumps, commands)))
 
     async def frame(self) -> str | bytes:
         """Return the next frame."""
@@ -147,7 +155,9 @@ class Sdk:
         return frame
 
     async def next(self) -> Any:
-        """Return the next reply or push."""
+        """Return the next reply or push; of Protobuf the frame."""
+        if self.is_protobuf:
+            return await self.frame()
         if not self._lines:
             self._lines += map(json.loads, str(await self.frame()).split("\n"))
         return self._lines.pop(0)
@@ -181,26 +191,36 @@ class Sdk:
 
 
 class Site:
-    """An application with one endpoint: `rec:*` has a history, `room:*` has presence, `secret*` is for no client.
+    """An application with one endpoint: `rec:*` has a history, `room:*` has presence, `*secret*` is for no client.
 
     Attributes:
         backplane: Its backplane.
         tokens: Its tokens.
         centrifugal: Its endpoint.
         permitted: What clients may do, other than to subscribe.
+        gate: Holds the subscribes, before it is decided about them.
+        asked: How many subscribes have come to it.
     """
 
     def __init__(self, history: History, presence: Presence, **options: Any) -> None:
         self.backplane = Backplane("memory://", history={"rec:*": history}, presence={"room:*": presence})
-        self.backplane.authorize(lambda _, channel: not channel.startswith("secret"))
+        self.backplane.authorize(self._authorize)
         self.tokens = SimpleTokens()
-        self.centrifugal = Centrifugal(self.backplane, **{"tokens": self.tokens, "version": "test"} | options)
+        options = {"tokens": self.tokens, "version": "test"} | options
+        self.centrifugal = Centrifugal(self.backplane, **options)
         self.permitted = {"publish", "presence", "history"}
+        self.gate = Gate()
+        self.asked = 0
         self._clients: list[Sdk] = []
 
         @self.centrifugal.permit
         def permit(_: object, action: str, channel: str) -> bool:
             return action in self.permitted
+
+    async def _authorize(self, _: object, channel: str) -> bool:
+        self.asked += 1
+        await self.gate.passage()
+        return "secret" not in channel
 
     def opened(self, client: Sdk | None = None, **options: Any) -> Sdk:
         """Return a client that is served, and has sent nothing."""
@@ -214,7 +234,7 @@ class Site:
         client = self.opened(client, **options)
         client.send({"id": 1, "connect": {"token": token}})
         reply = await client.next()
-        assert "connect" in reply, reply
+        assert client.is_protobuf or "connect" in reply, reply
         return client
 
     def gap(self, *channels: str) -> None:

@@ -1,1 +1,0 @@
-"""`backplane.centrifugal.endpoint`: its options, and how a client is accepted (protocol, section 1)."""
