@@ -202,12 +202,13 @@ class Site:
         asked: How many subscribes have come to it.
     """
 
-    def __init__(self, history: History, presence: Presence, **options: Any) -> None:
+    def __init__(self, history: History, presence: Presence, *, has_tokens: bool, **options: Any) -> None:
         self.backplane = Backplane("memory://", history={"rec:*": history}, presence={"room:*": presence})
         self.backplane.authorize(self._authorize)
         self.tokens = SimpleTokens()
-        options = {"tokens": self.tokens, "version": "test"} | options
-        self.centrifugal = Centrifugal(self.backplane, **options)
+        self.centrifugal = Centrifugal(
+            self.backplane, tokens=self.tokens if has_tokens else None, version="test", **options
+        )
         self.permitted = {"publish", "presence", "history"}
         self.gate = Gate()
         self.asked = 0
@@ -254,12 +255,12 @@ class Site:
 
 @asynccontextmanager
 async def serving(
-    *, history: History | None = None, presence: Presence | None = None, **options: Any
+    *, history: History | None = None, presence: Presence | None = None, has_tokens: bool = True, **options: Any
 ) -> AsyncGenerator[Site]:
     """Run an application; its clients are ended after the test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster, "PresenceTimes", _BRISK)
-        site = Site(history or History(), presence or Presence(grace_seconds=0), **options)
+        site = Site(history or History(), presence or Presence(grace_seconds=0), has_tokens=has_tokens, **options)
         async with site.backplane:
             yield site
             await site.end()
