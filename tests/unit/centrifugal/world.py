@@ -7,7 +7,7 @@ import json
 import time
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from starlette.websockets import WebSocket
@@ -21,13 +21,16 @@ from backplane.errors import InvalidTokenError, TokenCheckUnavailableError, Toke
 from backplane.lane import EXTENSION
 from backplane.presence.times import PresenceTimes
 from backplane.worker import cluster
-from tests.unit.doubles import FakeLane, Gate, until_idle
+from tests.unit.doubles import Gate, until_idle
 from tests.unit.kit import WAIT_SECONDS
+from tests.unit.sockets import ClientLane
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
     from starlette.types import Message as Event
+
+    from tests.unit.sockets import FakeSocket
 
 __all__ = ["ANN", "Sdk", "SimpleTokens", "Site", "error", "in_seconds", "push", "serving"]
 
@@ -91,18 +94,20 @@ class Sdk:
     Args:
         query: The query of its URL.
         subprotocols: What it offers.
-        lane: The direct lane of its server, if that has one.
+        has_lane: Whether its server has a direct lane: it is handed over then.
 
     Attributes:
         accepted: With which subprotocol it was accepted.
-        lane: As above.
+        lane: The direct lane.
+        sending: How many frames were written to it.
         is_protobuf: It speaks Protobuf.
         serving: The handler that serves it.
     """
 
-    def __init__(self, query: str = "", subprotocols: tuple[str, ...] = (), *, lane: FakeLane | None = None) -> None:
+    def __init__(self, query: str = "", subprotocols: tuple[str, ...] = (), *, has_lane: bool = False) -> None:
         self.accepted: list[str | None] = []
-        self.lane = lane
+        self.lane = ClientLane(cast("FakeSocket", self)) if has_lane else None
+        self.sending = 0
         self.is_protobuf = "protobuf" in f"{query}{subprotocols}"
         self.serving: asyncio.Task[None] | None = None
         self._ids = 1
@@ -115,7 +120,7 @@ class Sdk:
             "query_string": query.encode(),
             "headers": [],
             "subprotocols": list(subprotocols),
-            "extensions": {} if lane is None else {EXTENSION: lane},
+            "extensions": {EXTENSION: self.lane} if has_lane else {},
         }
         self.websocket = WebSocket(scope, self._sends.get, self._take)
         self._lines: list[Any] = []
@@ -130,12 +135,21 @@ class Sdk:
             self._received.put_nowait((event["code"], event["reason"]))
             self.leave()
 
+    def taken(self, *frames: str | bytes) -> None:
+        """Take what was written to the lane."""
+        for frame in frames:
+            self._received.put_nowait(frame)
+
     def leave(self) -> None:
         """End the connection."""
+        if self.lane is not None:
+            self.lane.leave()
         self._sends.put_nowait({"type": "websocket.disconnect", "code": 1006})
 
     def write(self, frame: str | bytes) -> None:
         """Send a frame."""
+        if self.lane is not None:
+            return self.lane.arrive(frame)
         kind = "text" if isinstance(frame, str) else "bytes"
         self._sends.put_nowait({"type": "websocket.receive", kind: frame})
 
