@@ -12,8 +12,7 @@ from backplane import Limits
 from backplane.centrifugal import Accepted, CommandError
 from backplane.centrifugal import client as client_module
 from tests.unit.centrifugal.world import ANN, Sdk, Site, error, in_seconds, push, serving
-from tests.unit.doubles import Gate, until_idle
-from tests.unit.sockets import driver_of
+from tests.unit.doubles import until_idle
 
 if TYPE_CHECKING:
     from backplane import Connection
@@ -23,13 +22,6 @@ pytestmark = pytest.mark.anyio
 CONNECT = {"id": 1, "connect": {"token": ANN}}
 PUSHED = push("a", "pub", {"data": 1})
 TEMPORARY = 100
-
-
-async def id_of(client: Sdk) -> str:
-    """Connect, and return the name of the connection."""
-    client.send(CONNECT)
-    name: str = (await client.next())["connect"]["client"]
-    return name
 
 
 def unsubscribed(code: int, reason: str, channel: str = "a") -> dict[str, Any]:
@@ -161,58 +153,46 @@ async def test_channels_that_are_not_joined_in_time(site: Site, monkeypatch: pyt
     assert await client.waiting() == []
 
 
-async def test_message_while_a_connect_is_under_way(site: Site) -> None:
-    """The connect reply is the first thing that a client is sent: publications follow, messages to it are dropped."""
-    site.tokens.claims["channels"] = ("a", "b")
-    passed = Gate()
-    passed.close()
-    names: list[str] = []
+async def test_nothing_before_the_reply(site: Site) -> None:
+    """The connect reply is the first thing that a client is sent, with what the application has done meanwhile.
+
+    SDKs drop what comes before it.
+    """
 
     async def on_connect(connection: Connection, _: object) -> None:
-        names.append(connection.id)
-
-    site.centrifugal.on_connect(on_connect)
-    site.gate.close()
-    client = site.opened()
-    client.send(CONNECT)
-    await until_idle()
-    await site.backplane.send_to(connection=names[0], data="dropped")
-    await until_idle()
-    site.gate.open()
-    await until_idle()
-    assert "connect" in await client.next()
-    await site.backplane.publish("a", 1)
-    assert await client.waiting() == [PUSHED]
-
-
-async def test_joins_and_leaves_by_the_application(site: Site) -> None:
-    """A channel that the application adds and removes is announced, before and after its publications."""
-    client = site.opened()
-    name = await id_of(client)
-    await site.backplane.join(channel="a", connection=name, confirm_seconds=5)
-    added = (await client.next())["push"]
-    assert (added["channel"], added["subscribe"]["recoverable"]) == ("a", True)
-    await site.backplane.publish("a", 1)
-    assert await client.next() == PUSHED
-    await site.backplane.leave(channel="a", connection=name, confirm_seconds=5)
-    await site.backplane.publish("a", 2)
-    assert await client.waiting() == [unsubscribed(2000, "server unsubscribe")]
-
-
-async def test_join_by_the_application_within_a_connect(site: Site) -> None:
-    """A channel that the application adds before the reply is part of it."""
-
-    async def on_connect(connection: Connection, _: object) -> None:
-        await connection.join("a")
-        await connection.join("b")
+        for channel in ("a", "b"):
+            await connection.join(channel)
         await connection.leave("b")
+        await connection.send("dropped")
         await site.backplane.publish("a", 1)
+        await until_idle()
 
     site.centrifugal.on_connect(on_connect)
     client = site.opened()
     client.send(CONNECT)
     assert list((await client.next())["connect"]["subs"]) == ["a"]
     assert await client.waiting() == [PUSHED]
+
+
+async def test_joins_and_leaves_by_the_application(site: Site, client: Sdk) -> None:
+    """A channel that the application adds and removes is announced, before and after its publications."""
+    (connection,) = site.connections
+    await connection.join("a")
+    await site.backplane.publish("a", 1)
+    added = (await client.next())["push"]
+    assert (added["channel"], added["subscribe"]["recoverable"]) == ("a", True)
+    assert await client.next() == PUSHED
+    await connection.leave("a")
+    await site.backplane.publish("a", 2)
+    assert await client.waiting() == [unsubscribed(2000, "server unsubscribe")]
+
+
+async def test_channel_that_the_application_removes_at_once(site: Site, client: Sdk) -> None:
+    """It is not announced after its end."""
+    (connection,) = site.connections
+    await connection.join("a")
+    await connection.leave("a")
+    assert await client.waiting() == [unsubscribed(2000, "server unsubscribe")]
 
 
 async def test_unsubscribe_of_a_server_side_subscription(site: Site) -> None:
@@ -278,10 +258,15 @@ async def test_subscribe_that_is_refused(client: Sdk) -> None:
 
 
 async def test_more_channels_than_are_allowed(site: Site) -> None:
-    """One channel more than `Limits` allow is error 106."""
+    """One channel more than `Limits` allow is error 106, also while another is under way."""
     client = await site.connected(limits=Limits(max_channels=1))
-    await client.subscribe("a")
-    assert await client.ask("subscribe", channel="b") == error(106, "limit exceeded")
+    site.gate.close()
+    client.send({"id": 2, "subscribe": {"channel": "a"}}, {"id": 3, "subscribe": {"channel": "b"}})
+    await until_idle()
+    site.gate.open()
+    first, second = await client.waiting()
+    assert ("subscribe" in first, second) == (True, {"id": 3} | error(106, "limit exceeded"))
+    assert await client.ask("subscribe", channel="c") == error(106, "limit exceeded")
 
 
 async def test_subscribe_that_is_not_decided_in_time(site: Site, client: Sdk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -447,25 +432,30 @@ async def test_gap_while_a_subscribe_is_under_way(site: Site, client: Sdk) -> No
 # --- pings (section 8) ---------------------------------------------------------------------------------------------
 
 
-async def test_ping() -> None:
-    """A ping is an empty reply, and its answer an empty command; a second answer is none."""
-    async with serving(ping_seconds=1, pong_seconds=0.5) as site:
-        connections: list[Connection] = []
-        site.centrifugal.on_connect(lambda connection, _: connections.append(connection))
-        client = await site.connected()
-        driver_of(connections[0]).check_timers(driver_of(connections[0]).timers.heartbeat_at)
-        assert await client.next() == {}
-        client.write("{}")
-        assert "unsubscribe" in await client.ask("unsubscribe", channel="a")
-        client.write("{}")
-        assert await client.closed() == (3501, "bad request")
+async def test_ping(site: Site, client: Sdk) -> None:
+    """A ping is an empty reply, and its answer an empty command; a second answer closes the client."""
+    site.ping()
+    assert await client.next() == {}
+    client.write("{}")
+    assert "unsubscribe" in await client.ask("unsubscribe", channel="a")
+    client.write("{}")
+    assert await client.closed() == (3501, "bad request")
 
 
-async def test_no_answer_to_a_ping() -> None:
+async def test_no_answer_to_a_ping(site: Site, client: Sdk) -> None:
     """A client that does not answer in time is closed with 3012."""
-    async with serving(ping_seconds=1, pong_seconds=0.1) as site:
-        client = await site.connected()
-        assert await client.closed() == (3012, "no pong")
+    site.ping()
+    site.ping()
+    assert await client.closed() == (3012, "no pong")
+
+
+async def test_message_to_a_client(site: Site, client: Sdk) -> None:
+    """What the application sends to one client is a push without a channel: JSON as it is, else a text."""
+    (connection,) = site.connections
+    await connection.send({"n": 1})
+    await connection.send("text")
+    messages = [push("", "message", {"data": data}) for data in ({"n": 1}, "text")]
+    assert await client.waiting() == messages
 
 
 # --- limits and faults (sections 9 and 12) -------------------------------------------------------------------------

@@ -23,13 +23,14 @@ from backplane.presence.times import PresenceTimes
 from backplane.worker import cluster
 from tests.unit.doubles import Gate, until_idle
 from tests.unit.kit import WAIT_SECONDS
-from tests.unit.sockets import ClientLane
+from tests.unit.sockets import ClientLane, driver_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
     from starlette.types import Message as Event
 
+    from backplane import Connection
     from tests.unit.sockets import FakeSocket
 
 __all__ = ["ANN", "Sdk", "SimpleTokens", "Site", "error", "in_seconds", "push", "serving"]
@@ -211,6 +212,7 @@ class Site:
         backplane: Its backplane.
         tokens: Its tokens.
         centrifugal: Its endpoint.
+        connections: Those of the clients that have connected.
         permitted: What clients may do, other than to subscribe.
         gate: Holds the subscribes, before it is decided about them.
         asked: How many subscribes have come to it.
@@ -226,7 +228,9 @@ class Site:
         self.permitted = {"publish", "presence", "history"}
         self.gate = Gate()
         self.asked = 0
+        self.connections: list[Connection] = []
         self._clients: list[Sdk] = []
+        self.centrifugal.on_connect(lambda connection, _: self.connections.append(connection))
 
         @self.centrifugal.permit
         def permit(_: object, action: str, channel: str) -> bool:
@@ -258,6 +262,11 @@ class Site:
         assert runtime is not None
         for channel in channels:
             runtime.hub.gaps.notify(Gap(channel=channel, reason="of a test"))
+
+    def ping(self) -> None:
+        """Let the time pass at which the first client is pinged next, or must have answered."""
+        driver = driver_of(self.connections[0])
+        driver.check_timers(driver.timers.heartbeat_at)
 
     async def end(self) -> None:
         """End all clients, and wait for their handlers."""
