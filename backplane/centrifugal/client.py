@@ -1,13 +1,16 @@
 """One client of the Centrifugal client protocol: its commands, its pushes, its end.
 
 Commands that wait run side by side, each for 4 s at most, since an SDK waits 5 s for a reply. Of one connection the
-publishes keep their order, an unsubscribe waits for a subscribe of the same channel, and a subscribe reply precedes
-every publication of its channel: what arrives before it is held.
+publishes keep their order, and so do the subscribes and unsubscribes of one channel. A subscribe reply precedes every
+publication of its channel: what arrives before it is held. What can have a large answer waits until the client has read
+the answers before it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from backplane.centrifugal.codes import (
@@ -20,15 +23,17 @@ from backplane.centrifugal.codes import (
     Disconnect,
     Unsubscribe,
     close_frame,
+    close_of,
     error_of,
 )
-from backplane.centrifugal.encoding import BadFrameError
+from backplane.centrifugal.command_flow import CommandFlow
+from backplane.centrifugal.encoding import MAX_COMMAND_BYTES, BadFrameError
 from backplane.centrifugal.expiry import expiry_fields, seconds_left
 from backplane.centrifugal.subscriptions import Recovery, SdkSubscription
 from backplane.centrifugal.values import as_json
 from backplane.close_codes import CloseCode
 from backplane.connection.receiver import bucket_of
-from backplane.errors import ClosedError
+from backplane.errors import PermissionExpiredError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -45,14 +50,19 @@ if TYPE_CHECKING:
 
 __all__ = ["SdkClient"]
 
+logger: Final = logging.getLogger("backplane.centrifugal.client")
+
 # An SDK waits 5 s for a reply, and then drops the connection.
 _COMMAND_SECONDS: Final = 4.0
 # So long a client may take to its connect command.
 _STALE_SECONDS: Final = 15.0
-# So many commands of one client run at a time: an SDK subscribes to all its channels at once when it comes back.
-_MOST_RUNNING: Final = 1_024
 # An SDK refreshes its token after `ttl`, and needs a moment for it.
 _REFRESH_SECONDS: Final = 25.0
+_OVERSIZED: Final = f"it is longer than {MAX_COMMAND_BYTES:,} bytes"
+# Commands that `Limits.max_running_commands` does not count: after a reconnect all channels are subscribed at once.
+_UNLIMITED: Final = frozenset({"subscribe", "unsubscribe"})
+# Commands whose replies can hold what a join gives back.
+_GIVES_BACK: Final = frozenset({"connect", "subscribe"})
 
 
 class SdkClient:
@@ -75,12 +85,10 @@ class SdkClient:
         "_awaits_pong",
         "_bucket",
         "_driver",
+        "_flow",
         "_info",
-        "_joining",
         "_native_pings",
         "_permits",
-        "_room",
-        "_running",
         "_service",
         "_stale",
         "_state",
@@ -93,6 +101,7 @@ class SdkClient:
     )
 
     connection: Connection
+    _flow: CommandFlow
     identify: Callable[[Who], Awaitable[None]]
 
     def __init__(self, service: Service, encoding: Encoding, *, native_pings: bool = False) -> None:
@@ -103,9 +112,6 @@ class SdkClient:
         self._state = "new"  # then "refused" or "connected"
         self._subscriptions: dict[str, SdkSubscription] = {}
         self.held: dict[str, list[Batch] | None] = {}
-        self._joining: dict[str, asyncio.Future[None]] = {}
-        self._running = 0
-        self._room: asyncio.Future[None] | None = None
         self._permits: asyncio.Lock | None = None
         self._awaits_pong = False
         self._stale: asyncio.TimerHandle | None = None
@@ -199,8 +205,10 @@ class SdkClient:
         """Wait for the connect command."""
         self.connection = connection
         assert self._driver is not None
-        self._bucket = bucket_of(self._driver.policy.limits)
-        self._stale = asyncio.get_running_loop().call_later(_STALE_SECONDS, self._close_soon, Disconnect.STALE, "stale")
+        limits = self._driver.policy.limits
+        self._bucket = bucket_of(limits)
+        self._flow = CommandFlow(limits.max_running_commands)
+        self._stale = asyncio.get_running_loop().call_later(_STALE_SECONDS, self._give_up)
 
     def closed(self, _: Connection) -> None:
         """End: drop what refers to this."""
@@ -213,46 +221,45 @@ class SdkClient:
     async def received(self, connection: Connection, frame: str | bytes) -> None:
         """Take one frame: its commands, in their order."""
         try:
-            commands = self.encoding.decode(frame)
-        except BadFrameError:
-            return await connection.close(Disconnect.BAD_REQUEST, "bad request")
-        for command in commands:
-            if connection.is_over:
-                return
-            if not await self._take(command):
-                await connection.close(Disconnect.BAD_REQUEST, "bad request")
+            for command in self.encoding.decode(frame):
+                if connection.is_over:
+                    return
+                await self._take(command)
+        except BadFrameError as error:
+            self._log(logging.INFO, "closing connection %s, a bad request: %s", connection.id, error)
+            await connection.close(Disconnect.BAD_REQUEST, "bad request")
 
-    async def _take(self, command: Command) -> bool:
-        """Carry out a command, or begin to; return whether it is legal."""
+    async def _take(self, command: Command) -> None:
+        """Carry out a command, or begin to.
+
+        Raises:
+            BadFrameError: It is not legal at this point.
+        """
         if self._state == "refused":
-            return True
+            return
         if not command.name:
             awaited, self._awaits_pong = self._awaits_pong, False
-            return awaited
+            if not awaited:
+                raise BadFrameError("a pong that was not asked for")
+            return
         if self._state == "new":
-            if command.name != "connect" or not command.id:
-                return False
+            if command.name != "connect":
+                raise BadFrameError("a command before the connect")
             if command.oversized:
                 self._state = "refused"
-                self._reply_error(command, BAD_REQUEST)
+                self._refuse(command, BAD_REQUEST.error(), _OVERSIZED)
             else:
                 await self._answer(command, self._connect)
-            return True
+            return
         handler = self._handlers.get(command.name)
-        if handler is None or not (command.id or command.name == "send"):
-            return False
+        if handler is None:
+            raise BadFrameError("a second connect")
         if command.oversized:
-            self._reply_error(command, BAD_REQUEST)
-            return True
+            return self._refuse(command, BAD_REQUEST.error(), _OVERSIZED)
         if self._bucket is not None and not self._bucket.take(asyncio.get_running_loop().time()):
-            self._reply_error(command, TOO_MANY_REQUESTS)
-            return True
-        while self._running >= _MOST_RUNNING:
-            self._room = self._room or asyncio.get_running_loop().create_future()
-            await asyncio.wait([self._room])
-        self._running += 1
+            return self._refuse(command, TOO_MANY_REQUESTS.error())
+        await self._flow.enter()
         self.connection.spawn(self._run(command, handler))
-        return True
 
     @property
     def user(self) -> str | None:
@@ -285,12 +292,9 @@ class SdkClient:
 
     async def _run(self, command: Command, handler: Callable[[Command], Awaitable[Mapping[str, Any] | None]]) -> None:
         try:
-            await self._answer(command, handler)
+            await self._answer(command, handler if command.name in _UNLIMITED else partial(self._in_slot, handler))
         finally:
-            self._running -= 1
-            room, self._room = self._room, None
-            if room is not None and not room.done():
-                room.set_result(None)
+            self._flow.leave()
 
     async def _answer(
         self, command: Command, handler: Callable[[Command], Awaitable[Mapping[str, Any] | None]]
@@ -299,18 +303,46 @@ class SdkClient:
         try:
             async with asyncio.timeout(_COMMAND_SECONDS):
                 result = await handler(command)
-        except ClosedError:
-            if not self.connection.is_over:
-                self._reply_error(command, INTERNAL)
         except Exception as error:
-            known = error_of(error)
-            if known is None:
-                self._service.log_failure(command.name, self.connection, error)
-            self._reply_error(command, known or INTERNAL)
+            self._refuse(command, error)
         else:
             if result is not None:
-                self._transmit(self.encoding.reply(command.id, command.name, result))
+                reply = self.encoding.reply(command.id, command.name, result)
+                if command.name in _GIVES_BACK:
+                    self._transmit_missed(reply, command.body.get("channel", ""))
+                else:
+                    self._transmit(reply)
                 self._replied(command)
+
+    async def _in_slot(
+        self, handler: Callable[[Command], Awaitable[Mapping[str, Any] | None]], command: Command
+    ) -> Mapping[str, Any] | None:
+        async with self._flow.slot():
+            return await handler(command)
+
+    async def _until_read(self) -> None:
+        """Wait until nothing waits for the client: what it is answered next can be large."""
+        if self._driver is not None:
+            await self._driver.sender.drained()
+
+    def _refuse(self, command: Command, error: Exception, reason: str = "") -> None:
+        """Answer a command that failed by an error, or close the client, and log why."""
+        driver = self._driver
+        if driver is None or driver.is_over:
+            return
+        answer, reason = error_of(error), reason or str(error) or type(error).__name__
+        if answer is None:
+            answer = INTERNAL
+            self._log(logging.ERROR, "%s of connection %s failed", command.name, driver.id, exc_info=error)
+        elif command.name == "connect":
+            level = logging.INFO if isinstance(error, PermissionExpiredError) else logging.WARNING
+            self._log(level, "refused the connect of connection %s: %s", driver.id, reason)
+        else:
+            self._log(logging.INFO, "refused a %s of connection %s: %s", command.name, driver.id, reason)
+        if (end := close_of(command.name, error)) is not None:
+            driver.closing.close(*end)
+        elif command.id:
+            self._transmit(self.encoding.error(command.id, answer.code, answer.message, answer.temporary))
 
     def _replied(self, command: Command) -> None:
         """Send what was held for the reply."""
@@ -328,12 +360,12 @@ class SdkClient:
         body = command.body
         self._state = "refused"  # until it is accepted, for whatever reason it is not
         accepted = await self._service.accept(self, body)
-        if accepted is None:
-            return None
         result: dict[str, Any] = {"client": self.connection.id, "version": self._service.version}
         if accepted.data is not None:
             result["data"] = as_json(self.encoding, accepted.data)
-        if accepted.expires_at is not None:
+        if accepted.expires_at is not None and not self._service.has_tokens:  # there is none that could be renewed
+            self.connection.expire_at(accepted.expires_at)
+        elif accepted.expires_at is not None:
             self.connection.expire_at(accepted.expires_at + _REFRESH_SECONDS)
             result |= expiry_fields(accepted.expires_at)
         if self.pings:
@@ -373,32 +405,35 @@ class SdkClient:
     async def _subscribe(self, command: Command) -> Mapping[str, Any]:
         body = command.body
         channel = body["channel"]
-        if channel in self._subscriptions or channel in self._joining:
-            raise ALREADY_SUBSCRIBED.error()
-        if body.get("type") or body.get("tf") or body.get("delta"):
-            raise BAD_REQUEST.error()
-        done = self._joining[channel] = asyncio.get_running_loop().create_future()
-        try:
-            permission = await self._service.may_subscribe(self, channel, body.get("token", ""))
-            subscription = SdkSubscription(channel, await self._service.recovery(channel, body))
-            subscription.is_permitted = permission is not None
-            if body.get("join_leave"):
-                subscription.shows_presence = await self._service.shows_presence(self.connection, channel)
-            await self._join(subscription)
-        finally:
-            del self._joining[channel]
-            done.set_result(None)
+        async with self._flow.in_order(channel):
+            if channel in self._subscriptions:
+                raise ALREADY_SUBSCRIBED.error()
+            if body.get("type") or body.get("tf") or body.get("delta"):
+                raise BAD_REQUEST.error()
+            if not body.get("recover"):
+                return await self._subscribe_in_order(channel, body)
+            async with self._flow.slot():
+                await self._until_read()
+                return await self._subscribe_in_order(channel, body)
+
+    async def _subscribe_in_order(self, channel: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        permission = await self._service.may_subscribe(self, channel, body.get("token", ""))
+        granted: dict[str, Any] = {}
+        if permission is not None:
+            granted = expiry_fields(permission.expires_at)
+            if permission.data is not None:
+                granted["data"] = as_json(self.encoding, permission.data)
+        subscription = SdkSubscription(channel, await self._service.recovery(channel, body))
+        subscription.is_permitted = permission is not None
+        if body.get("join_leave"):
+            subscription.shows_presence = await self._service.shows_presence(self.connection, channel)
+        await self._join(subscription)
         if subscription.recovery.rejects and subscription.keeps_history and subscription.is_lost:
             self._leave(channel)
             raise UNRECOVERABLE_POSITION.error()
-        result = subscription.result(self.encoding)
         if permission is not None:
-            if permission.data is not None:
-                result["data"] = as_json(self.encoding, permission.data)
-            if permission.expires_at is not None:
-                self._expire(subscription, permission.expires_at)
-                result |= expiry_fields(permission.expires_at)
-        return result
+            self._expire(subscription, permission.expires_at)
+        return subscription.result(self.encoding) | granted
 
     async def _join(self, subscription: SdkSubscription) -> None:
         channel = subscription.channel
@@ -418,15 +453,16 @@ class SdkClient:
 
     async def _unsubscribe(self, command: Command) -> Mapping[str, Any]:
         channel = command.body["channel"]
-        while (joining := self._joining.get(channel)) is not None:
-            await asyncio.wait([joining])
-        subscription = self._subscriptions.get(channel)
-        if subscription is not None and not subscription.is_server_side:
-            self._leave(channel)
+        async with self._flow.in_order(channel):
+            subscription = self._subscriptions.get(channel)
+            if subscription is not None and not subscription.is_server_side:
+                self._leave(channel)
         return {}
 
     async def _publish(self, command: Command) -> Mapping[str, Any]:
         channel, data = command.body["channel"], command.body.get("data", b"")
+        if command.body.get("type"):
+            raise BAD_REQUEST.error()
         if self._permits is None:
             self._permits = asyncio.Lock()
         async with self._permits:
@@ -437,6 +473,7 @@ class SdkClient:
     async def _presence(self, command: Command) -> Mapping[str, Any]:
         channel = command.body["channel"]
         await self._service.check(self.connection, "presence", channel)
+        await self._until_read()
         return {"presence": await self._service.presence(channel, self.encoding)}
 
     async def _presence_stats(self, command: Command) -> Mapping[str, Any]:
@@ -447,11 +484,15 @@ class SdkClient:
     async def _history(self, command: Command) -> Mapping[str, Any]:
         channel = command.body["channel"]
         await self._service.check(self.connection, "history", channel)
+        await self._until_read()
         return await self._service.history(channel, command.body, self.encoding)
 
     async def _rpc(self, command: Command) -> Mapping[str, Any]:
         body = command.body
-        data = await self._service.rpcs.call(body.get("method", ""), self.connection, body.get("data", b""))
+        assert self._driver is not None
+        data = await self._service.rpcs.call(
+            body.get("method", ""), self.connection, body.get("data", b""), self._driver.policy.bursts
+        )
         return {"data": self.encoding.embed(data, is_json=True)}
 
     async def _send(self, command: Command) -> None:
@@ -463,13 +504,21 @@ class SdkClient:
         return {"client": self.connection.id, "version": self._service.version} | expiry_fields(expires_at)
 
     async def _sub_refresh(self, command: Command) -> Mapping[str, Any]:
-        channel = command.body.get("channel")
-        if not channel:  # centrifuge-python 0.5 sends none
+        channel, token = command.body.get("channel"), command.body.get("token", "")
+        if not channel or command.body.get("type"):  # centrifuge-python 0.5 sends no channel
             raise BAD_REQUEST.error()
         subscription = self._subscriptions.get(channel)
         if subscription is None:
             raise PERMISSION_DENIED.error()
-        permission = await self._service.may_subscribe(self, channel, command.body.get("token", ""))
+        if not token:  # it would permit the subscription for ever
+            raise BAD_REQUEST.error()
+        try:
+            permission = await self._service.may_subscribe(self, channel, token)
+        except PermissionExpiredError:
+            # After an error SDKs stay unsubscribed. After this they subscribe again, and get a new token; a reply that
+            # states no expiry is ignored.
+            self._end(subscription, Unsubscribe.EXPIRED, "subscription expired")
+            return {}
         expires_at = None if permission is None else permission.expires_at
         if self._subscriptions.get(channel) is subscription:
             self._expire(subscription, expires_at)
@@ -542,14 +591,23 @@ class SdkClient:
     def _push_unsubscribe(self, channel: str, code: Unsubscribe, reason: str) -> None:
         self._transmit(self.encoding.push(channel, "unsubscribe", {"code": int(code), "reason": reason}))
 
-    def _reply_error(self, command: Command, error: Any) -> None:
-        if command.id:
-            self._transmit(self.encoding.error(command.id, error.code, error.message, error.temporary))
-
     def _transmit(self, data: str | bytes) -> None:
         if self._driver is not None and not self._driver.is_over:
             self._driver.transmit(data)
 
-    def _close_soon(self, code: int, reason: str) -> None:
+    def _transmit_missed(self, data: str | bytes, channel: str) -> None:
+        """Send a reply that holds what a join gives back: however much it is, it makes no client too slow."""
         if self._driver is not None:
-            self._driver.closing.close(code, reason)
+            outbox = self._driver.outbox
+            outbox.allow(channel, 1, len(data))
+            self._transmit(data)
+            outbox.settle()
+
+    def _give_up(self) -> None:
+        if self._driver is not None:
+            self._log(logging.INFO, "closing connection %s: no connect within %g s", self._driver.id, _STALE_SECONDS)
+            self._driver.closing.close(Disconnect.STALE, "stale")
+
+    def _log(self, level: int, message: str, *args: object, exc_info: Exception | None = None) -> None:
+        if self._driver is not None:
+            self._driver.log(logger, level, message, *args, exc_info=exc_info)

@@ -19,8 +19,10 @@ from backplane.errors import (
     InvalidChannelError,
     InvalidDataError,
     InvalidPositionError,
+    InvalidTokenError,
     JoinRefusedError,
     PayloadTooLargeError,
+    PermissionExpiredError,
     SubscribeError,
     TooManyChannelsError,
     TooManyPresentError,
@@ -47,6 +49,7 @@ __all__ = [
     "ProtocolError",
     "Unsubscribe",
     "close_frame",
+    "close_of",
     "error_of",
 ]
 
@@ -147,16 +150,10 @@ _CLOSE_FRAMES: Final[Mapping[int, tuple[int, str]]] = {
 
 
 def close_frame(code: int, reason: str) -> tuple[int, str]:
-    """Return the code and reason of this protocol for a close of this package, and those of an application unchanged.
-
-    4503 is a code of this package whose reason an application can choose: that is kept.
-    """
+    """Return the code and reason of this protocol for one of this package, and those of an application unchanged."""
     if (code, reason) == (CloseCode.TRY_AGAIN_LATER, TOO_SLOW):
         return 3008, "slow"
-    found = _CLOSE_FRAMES.get(CloseCode(code)) if code in _KNOWN else None
-    if found is None:
-        return code, _without_json(reason)
-    return found[0], _without_json(reason) if code == CloseCode.FORBIDDEN and reason.strip() else found[1]
+    return _CLOSE_FRAMES.get(code) or (code, _without_json(reason))
 
 
 def _without_json(reason: str) -> str:
@@ -164,8 +161,19 @@ def _without_json(reason: str) -> str:
     return reason if not reason or (reason[0].isalpha() and reason not in _JSON_WORDS) else f"reason: {reason}"
 
 
-_KNOWN: Final = frozenset(int(code) for code in CloseCode)
 _JSON_WORDS: Final = frozenset({"true", "false", "null"})
+
+
+def close_of(command: str, error: Exception) -> tuple[Disconnect, str] | None:
+    """Return with which code and reason a client is closed whose command raised `error`; `None` where it is answered.
+
+    An error as the answer to a refresh would keep SDKs away: a client that is closed comes back, and gets a new token.
+    """
+    if isinstance(error, InvalidTokenError) and command in ("connect", "refresh"):
+        return Disconnect.INVALID_TOKEN, "invalid token"
+    if isinstance(error, PermissionExpiredError) and command == "refresh":
+        return Disconnect.EXPIRED, "connection expired"
+    return None
 
 
 def error_of(error: Exception) -> CommandError | Answer | None:
@@ -173,8 +181,10 @@ def error_of(error: Exception) -> CommandError | Answer | None:
     match error:
         case CommandError():
             return error
-        case JoinRefusedError():
+        case JoinRefusedError() | InvalidTokenError():
             return PERMISSION_DENIED
+        case PermissionExpiredError():
+            return TOKEN_EXPIRED
         case TooManyChannelsError() | TooManyPresentError() | PayloadTooLargeError():
             return LIMIT_EXCEEDED
         case InvalidChannelError() | InvalidDataError() | InvalidPositionError():

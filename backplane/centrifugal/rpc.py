@@ -17,13 +17,14 @@ from backplane.centrifugal.codes import (
 )
 from backplane.connection.validation import validator_for
 from backplane.errors import BrokerUnavailableError, ClosedError, ConfigurationError, InvalidMessageError
-from backplane.log_bursts import LogBursts, place_of
+from backplane.log_bursts import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backplane.connection.connection import Connection
     from backplane.connection.validation import Validator
+    from backplane.log_bursts import LogBursts
 
 __all__ = ["RpcRegistry"]
 
@@ -47,13 +48,9 @@ class RpcRegistry:
     It runs in a task of the connection. A plain function runs in the event loop and must not block. SDKs wait 5 s for
     an answer. The dependencies of FastAPI are not supported: take what an RPC needs from `connection.context`, and
     resolve dependencies in the route, before the handshake.
-
-    Args:
-        bursts: How RPCs that fail are logged. Defaults to a log of its own.
     """
 
-    def __init__(self, bursts: LogBursts | None = None) -> None:
-        self._bursts = bursts or LogBursts()
+    def __init__(self) -> None:
         self._methods: dict[str, _Method] = {}
 
     def register(self, name: str, function: Callable[..., Any]) -> None:
@@ -71,8 +68,14 @@ class RpcRegistry:
             raise ConfigurationError(f"there is an RPC {name!r} already: choose another name for one of the two")
         self._methods[name] = _method(name, function)
 
-    async def call(self, name: str, connection: Connection, data: bytes) -> bytes:
+    async def call(self, name: str, connection: Connection, data: bytes, bursts: LogBursts) -> bytes:
         """Return the result of an RPC that a client calls.
+
+        Args:
+            name: Its name.
+            connection: The client.
+            data: What the client sends.
+            bursts: How an RPC that fails is logged.
 
         Raises:
             CommandError: The answer to the client: the one that the function raised, or 104 where there is no such RPC,
@@ -93,7 +96,7 @@ class RpcRegistry:
         except (ClosedError, BrokerUnavailableError):
             raise UNAVAILABLE.error() from None
         except Exception as error:
-            self._bursts.log(logger, logging.ERROR, "the RPC %r failed: %s", name, place_of(error))
+            bursts.log(logger, logging.ERROR, "the RPC %r failed: %s", name, place_of(error))
             raise INTERNAL.error() from None
 
 

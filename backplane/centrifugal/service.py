@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
@@ -11,24 +10,15 @@ from pydantic_core import from_json
 
 from backplane.centrifugal.audience import Audiences, info_of
 from backplane.centrifugal.codes import (
-    INTERNAL,
     LIMIT_EXCEEDED,
     NOT_AVAILABLE,
     PERMISSION_DENIED,
-    TOKEN_EXPIRED,
     UNRECOVERABLE_POSITION,
-    Disconnect,
 )
 from backplane.centrifugal.encoding import JSON, PROTOBUF
 from backplane.centrifugal.rpc import RpcRegistry
 from backplane.centrifugal.subscriptions import Recovery, epoch_text, position_of, publications
-from backplane.errors import (
-    ClosedError,
-    ConfigurationError,
-    InvalidTokenError,
-    TokenCheckUnavailableError,
-    TokenExpiredError,
-)
+from backplane.errors import ConfigurationError, InvalidTokenError
 from backplane.fanout.codec import JsonText
 from backplane.message import Gap, Joined, Message, Position
 from backplane.presence_types import Who, check_user
@@ -45,8 +35,6 @@ if TYPE_CHECKING:
     from backplane.presence_types import PresenceView
 
 __all__ = ["Accepted", "Action", "ConnectRequest", "Service"]
-
-logger: Final = logging.getLogger("backplane.centrifugal.service")
 
 Action = Literal["publish", "presence", "history"]
 """What a client asks to do with a channel, beside a subscribe, about which `Backplane.authorize` is asked."""
@@ -140,11 +128,18 @@ class Service:
 
     # --- connect and its permission ---
 
-    async def accept(self, client: SdkClient, body: Mapping[str, Any]) -> Accepted | None:
-        """Decide about a client; `None` where its connection was closed.
+    @property
+    def has_tokens(self) -> bool:
+        """Whether clients have tokens, which they can renew."""
+        return self._tokens is not None
+
+    async def accept(self, client: SdkClient, body: Mapping[str, Any]) -> Accepted:
+        """Decide about a client.
 
         Raises:
-            CommandError: It is refused.
+            CommandError, InvalidTokenError, TokenExpiredError, TokenCheckUnavailableError: It is refused.
+            InvalidDataError: What is to be shown of its user is too large, or no JSON.
+            TooManyConnectionsError: Its user has as many connections as are allowed.
         """
         request = ConnectRequest(
             token=body.get("token", ""),
@@ -155,15 +150,7 @@ class Service:
         )
         accepted = Accepted()
         if self._tokens is not None and (request.token or client.user is None):
-            try:
-                claims = await _result(self._tokens.connect(request.token))
-            except InvalidTokenError:
-                await client.connection.close(Disconnect.INVALID_TOKEN, "invalid token")
-                return None
-            except TokenExpiredError:
-                raise TOKEN_EXPIRED.error() from None
-            except TokenCheckUnavailableError:
-                raise INTERNAL.error() from None
+            claims = await _result(self._tokens.connect(request.token))
             accepted = Accepted(
                 user=claims.user or None,
                 info=claims.info,
@@ -184,44 +171,27 @@ class Service:
         """Return until when a new token permits the connection; `None`: it does not run out.
 
         Raises:
-            CommandError: It cannot be decided at present, or there are no tokens.
-            ClosedError: The token has run out or is none, and the connection was closed.
+            CommandError: There are no tokens.
+            InvalidTokenError, TokenExpiredError, TokenCheckUnavailableError: The token does not permit it.
         """
         if self._tokens is None:
             raise NOT_AVAILABLE.error()
-        try:
-            claims = await _result(self._tokens.connect(token))
-        except TokenCheckUnavailableError:
-            raise INTERNAL.error() from None
-        except TokenExpiredError:
-            await client.connection.close(Disconnect.EXPIRED, "connection expired")
-            raise ClosedError("the connection was closed") from None
-        except InvalidTokenError:
-            await client.connection.close(Disconnect.INVALID_TOKEN, "invalid token")
-            raise ClosedError("the connection was closed") from None
-        if client.user != (claims.user or None):  # the token of another user
-            await client.connection.close(Disconnect.INVALID_TOKEN, "invalid token")
-            raise ClosedError("the connection was closed")
+        claims = await _result(self._tokens.connect(token))
+        if client.user != (claims.user or None):
+            raise InvalidTokenError("the token is for another user")
         return claims.expires_at
 
     async def may_subscribe(self, client: SdkClient, channel: str, token: str) -> SubscribeClaims | None:
         """Read the token of a subscribe, which permits it; `None` without one: then `Backplane.authorize` decides.
 
         Raises:
-            CommandError: The token does not permit it.
+            InvalidTokenError, TokenExpiredError, TokenCheckUnavailableError: The token does not permit it.
         """
         if self._tokens is None or not token:
             return None
-        try:
-            return await _result(
-                self._tokens.subscribe(token, user=client.user or "", channel=channel, client=client.connection.id)
-            )
-        except TokenExpiredError:
-            raise TOKEN_EXPIRED.error() from None
-        except InvalidTokenError:
-            raise PERMISSION_DENIED.error() from None
-        except TokenCheckUnavailableError:
-            raise INTERNAL.error() from None
+        return await _result(
+            self._tokens.subscribe(token, user=client.user or "", channel=channel, client=client.connection.id)
+        )
 
     async def check(self, connection: Connection, action: Action, channel: str) -> None:
         """Check that a client may do this.
@@ -304,10 +274,6 @@ class Service:
         """Take what a client sends to the application; without a hook it is dropped."""
         if self.on_message is not None:
             await _result(self.on_message(connection, data))
-
-    def log_failure(self, command: str, connection: Connection, error: Exception) -> None:
-        """Log a fault of a hook or of this package."""
-        logger.error("%s of connection %s failed", command, connection.id, exc_info=error)
 
     async def _view(self, channel: str) -> PresenceView:
         try:

@@ -68,12 +68,10 @@ class SubscribeClaims:
     Attributes:
         expires_at: When the subscription expires, in seconds since the epoch; `None` for never. The SDK gets a new
             token before that.
-        info: Anything JSON that other clients of this channel see with the user.
         data: Anything JSON that the client gets with the reply to its subscribe.
     """
 
     expires_at: float | None = None
-    info: Any = None
     data: Any = None
 
 
@@ -122,7 +120,7 @@ class JwtTokens:
     - To connect: `sub`, the user, a text, empty or left out for an anonymous one; `info`, `channels`, `data` as in
       `ConnectClaims`. A token with `channel` is none to connect with.
     - To subscribe: `channel`, which is required; `sub`, the user of the connection; `client`, where the token is for
-      one connection alone; `info`, `data` as in `SubscribeClaims`.
+      one connection alone; `data` as in `SubscribeClaims`. Presence is by user, so there is no `info` of one channel.
 
     Other claims are ignored. The signature is checked first, by an algorithm that is allowed here, never by one that
     only the token names. A token with a claim of the wrong type is invalid, and so is one of more than 16,384
@@ -197,9 +195,7 @@ class JwtTokens:
             raise InvalidTokenError("the token is not for this channel")
         if claims.get("sub", "") != user or claims.get("client", client) != client:
             raise InvalidTokenError("the token is for another user, or another client")
-        return SubscribeClaims(
-            expires_at=self._expires_at(claims), info=_json(claims, "info"), data=_json(claims, "data")
-        )
+        return SubscribeClaims(expires_at=self._expires_at(claims), data=_json(claims, "data"))
 
     async def _claims(self, token: str) -> dict[str, Any]:
         """Return the claims of a token whose signature, `nbf`, `iat`, `aud` and `iss` are right."""

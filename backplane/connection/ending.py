@@ -13,12 +13,14 @@ from backplane.errors import (
     InvalidChannelError,
     InvalidMessageError,
     InvalidPositionError,
+    InvalidTokenError,
     JoinRefusedError,
     OriginRefusedError,
     PayloadTooLargeError,
     PermissionExpiredError,
     SlowConsumerError,
     SubscribeError,
+    TokenCheckUnavailableError,
     TooManyChannelsError,
     TooManyConnectionsError,
 )
@@ -32,12 +34,15 @@ TOO_SLOW: Final = "too slow"
 """The reason of a close with 1013 for a client, or a consumer, that does not keep up: counted apart from others."""
 
 _CODES: Final = (
-    ((JoinRefusedError, InvalidChannelError, InvalidPositionError), CloseCode.FORBIDDEN),
+    ((JoinRefusedError, InvalidTokenError, InvalidChannelError, InvalidPositionError), CloseCode.FORBIDDEN),
     ((TooManyChannelsError,), CloseCode.TOO_MANY_CHANNELS),
     ((PermissionExpiredError,), CloseCode.EXPIRED),
     ((InvalidMessageError,), CloseCode.INVALID_DATA),
     ((PayloadTooLargeError,), CloseCode.MESSAGE_TOO_BIG),
-    ((AuthorizeTimeoutError, SlowConsumerError, BrokerError), CloseCode.TRY_AGAIN_LATER),
+    (
+        (AuthorizeTimeoutError, SlowConsumerError, BrokerError, TokenCheckUnavailableError),
+        CloseCode.TRY_AGAIN_LATER,
+    ),
 )
 
 _WORKER_ENDS: Final = "this worker is about to end: connect again, to another one"
@@ -92,10 +97,10 @@ def ending(
 ) -> Ending | None:
     """Return how the client is closed, or `None` where it gets no close frame: the handler was cancelled.
 
-    Ordinary is what is no defect of the application: a broker that failed, a channel or a permission that was refused,
-    what the client caused by what it sent (no channel name, no valid message, one that the broker does not accept), a
-    connection used after its end, and what the web framework has errors for. A group of errors, as `asyncio.TaskGroup`
-    raises, is ordinary where each of them is.
+    Ordinary is what is no defect of the application: a broker that failed; a channel, a token or a permission that was
+    refused; what the client caused by what it sent (no channel name, no valid message, one that the broker does not
+    accept); a connection used after its end; and what the web framework has errors for. A group of errors, as
+    `asyncio.TaskGroup` raises, is ordinary where each of them is.
 
     Args:
         error: What was raised, if anything.
@@ -161,6 +166,8 @@ def _ending(
 def _words(error: Exception) -> str:
     if isinstance(error, BrokerError):
         return "the broker is not available: try again later"
+    if isinstance(error, TokenCheckUnavailableError):  # its text names the issuer
+        return "not available at present: try again later"
     if isinstance(error, SlowConsumerError):
         return TOO_SLOW
     if isinstance(error, PayloadTooLargeError):

@@ -21,6 +21,7 @@ from backplane.errors import (
     ClosedError,
     InvalidChannelError,
     InvalidMessageError,
+    InvalidTokenError,
     JoinRefusedError,
     PayloadTooLargeError,
     PermissionExpiredError,
@@ -28,6 +29,8 @@ from backplane.errors import (
     PublishOutcomeUnknownError,
     SlowConsumerError,
     SubscribeError,
+    TokenCheckUnavailableError,
+    TokenExpiredError,
     TooManyChannelsError,
     TooManyConnectionsError,
 )
@@ -79,6 +82,13 @@ def test_broker_errors(error: BrokerError) -> None:
         (PayloadTooLargeError(9_000, 1_000), CloseCode.MESSAGE_TOO_BIG, "a message may take 1,000 bytes on the broker"),
         (SlowConsumerError("a consumer of channel 'a'"), CloseCode.TRY_AGAIN_LATER, "too slow"),
         (AuthorizeTimeoutError("later"), CloseCode.TRY_AGAIN_LATER, "later"),
+        (InvalidTokenError("no such session"), CloseCode.FORBIDDEN, "no such session"),
+        (TokenExpiredError("over"), CloseCode.EXPIRED, "over"),
+        (
+            TokenCheckUnavailableError("the keys of id.internal are not known"),
+            CloseCode.TRY_AGAIN_LATER,
+            "not available at present: try again later",
+        ),
         (GONE, CloseCode.NORMAL_CLOSURE, ""),
         (RuntimeError('Cannot call "send" once a close message has been sent.'), CloseCode.NORMAL_CLOSURE, ""),
         (
