@@ -2,15 +2,14 @@
 
 Commands that wait run side by side, each for 4 s at most, since an SDK waits 5 s for a reply. Of one connection the
 publishes keep their order, and so do the subscribes and unsubscribes of one channel. A subscribe reply precedes every
-publication of its channel: what arrives before it is held. What can have a large answer waits until the client has read
-the answers before it.
+publication of its channel: what arrives before it is held. A large reply waits until the client has read what was sent
+before.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from backplane.centrifugal.codes import (
@@ -19,6 +18,7 @@ from backplane.centrifugal.codes import (
     INTERNAL,
     PERMISSION_DENIED,
     TOO_MANY_REQUESTS,
+    UNAVAILABLE,
     UNRECOVERABLE_POSITION,
     Disconnect,
     Unsubscribe,
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from backplane.message import Gap, Joined
     from backplane.presence_types import Who
 
+    Handler = Callable[[Command], Awaitable[Mapping[str, Any] | None]]
+
 __all__ = ["SdkClient"]
 
 logger: Final = logging.getLogger("backplane.centrifugal.client")
@@ -59,10 +61,10 @@ _STALE_SECONDS: Final = 15.0
 # An SDK refreshes its token after `ttl`, and needs a moment for it.
 _REFRESH_SECONDS: Final = 25.0
 _OVERSIZED: Final = f"it is longer than {MAX_COMMAND_BYTES:,} bytes"
-# Commands that `Limits.max_running_commands` does not count: after a reconnect all channels are subscribed at once.
-_UNLIMITED: Final = frozenset({"subscribe", "unsubscribe"})
-# Commands whose replies can hold what a join gives back.
-_GIVES_BACK: Final = frozenset({"connect", "subscribe"})
+# A reply of more bytes waits until nothing else waits for the client.
+_LARGE_BYTES: Final = 16 * 1024
+# So many commands of a frame begin in one pass of the event loop, some 50 µs each.
+_SLICE: Final = 100
 
 
 class SdkClient:
@@ -87,6 +89,7 @@ class SdkClient:
         "_driver",
         "_flow",
         "_info",
+        "_large_replies",
         "_native_pings",
         "_permits",
         "_service",
@@ -113,6 +116,7 @@ class SdkClient:
         self._subscriptions: dict[str, SdkSubscription] = {}
         self.held: dict[str, list[Batch] | None] = {}
         self._permits: asyncio.Lock | None = None
+        self._large_replies: asyncio.Lock | None = None
         self._awaits_pong = False
         self._stale: asyncio.TimerHandle | None = None
         self._user: str | None = None
@@ -155,8 +159,9 @@ class SdkClient:
         self._subscriptions[batch[0].channel].missed = batch
 
     def left(self, channel: str) -> None:
-        """Notify the client that the application let it leave a channel."""
-        if (subscription := self._remove(channel)) is not None:
+        """Notify the client that the application let it leave a channel; not before it knows that it has joined."""
+        is_known = self.held.get(channel) is None
+        if (subscription := self._remove(channel)) is not None and is_known:
             self._push_unsubscribe(subscription.channel, Unsubscribe.SERVER, "server unsubscribe")
 
     def gap(self, gap: Gap) -> None:
@@ -221,10 +226,12 @@ class SdkClient:
     async def received(self, connection: Connection, frame: str | bytes) -> None:
         """Take one frame: its commands, in their order."""
         try:
-            for command in self.encoding.decode(frame):
+            for number, command in enumerate(self.encoding.decode(frame), 1):
                 if connection.is_over:
                     return
                 await self._take(command)
+                if not number % _SLICE:
+                    await asyncio.sleep(0)
         except BadFrameError as error:
             self._log(logging.INFO, "closing connection %s, a bad request: %s", connection.id, error)
             await connection.close(Disconnect.BAD_REQUEST, "bad request")
@@ -249,7 +256,7 @@ class SdkClient:
                 self._state = "refused"
                 self._refuse(command, BAD_REQUEST.error(), _OVERSIZED)
             else:
-                await self._answer(command, self._connect)
+                await self._answer_connect(command)
             return
         handler = self._handlers.get(command.name)
         if handler is None:
@@ -276,7 +283,7 @@ class SdkClient:
         await self.identify(who)
 
     @property
-    def _handlers(self) -> Mapping[str, Callable[[Command], Awaitable[Mapping[str, Any] | None]]]:
+    def _handlers(self) -> Mapping[str, Handler]:
         return {
             "subscribe": self._subscribe,
             "unsubscribe": self._unsubscribe,
@@ -290,40 +297,48 @@ class SdkClient:
             "sub_refresh": self._sub_refresh,
         }
 
-    async def _run(self, command: Command, handler: Callable[[Command], Awaitable[Mapping[str, Any] | None]]) -> None:
+    async def _run(self, command: Command, handler: Handler) -> None:
         try:
-            await self._answer(command, handler if command.name in _UNLIMITED else partial(self._in_slot, handler))
+            async with asyncio.timeout(_COMMAND_SECONDS), self._flow.turn(command):
+                await self._carry_out(command, handler)
+        except Exception as error:
+            self._refuse(command, error)
         finally:
             self._flow.leave()
 
-    async def _answer(
-        self, command: Command, handler: Callable[[Command], Awaitable[Mapping[str, Any] | None]]
-    ) -> None:
-        """Carry out a command within its time, and reply."""
-        try:
-            async with asyncio.timeout(_COMMAND_SECONDS):
-                result = await handler(command)
-        except Exception as error:
-            self._refuse(command, error)
+    async def _carry_out(self, command: Command, handler: Handler) -> None:
+        """Carry out a command and reply."""
+        result = await handler(command)
+        if result is None:
+            return
+        channel: str = command.body.get("channel", "")
+        reply = self.encoding.reply(command.id, command.name, result)
+        is_of_join, is_large = command.name in ("connect", "subscribe"), len(reply) > _LARGE_BYTES
+        if is_large and command.name != "connect":
+            await self._until_read(channel if is_of_join else None)
+        if is_of_join or is_large:
+            self._transmit_at_join(reply, channel)
         else:
-            if result is not None:
-                reply = self.encoding.reply(command.id, command.name, result)
-                if command.name in _GIVES_BACK:
-                    self._transmit_missed(reply, command.body.get("channel", ""))
-                else:
-                    self._transmit(reply)
-                self._replied(command)
+            self._transmit(reply)
+        self._replied(command)
 
-    async def _in_slot(
-        self, handler: Callable[[Command], Awaitable[Mapping[str, Any] | None]], command: Command
-    ) -> Mapping[str, Any] | None:
-        async with self._flow.slot():
-            return await handler(command)
+    async def _until_read(self, joined: str | None) -> None:
+        """Wait until nothing waits for the client, one reply after the other.
 
-    async def _until_read(self) -> None:
-        """Wait until nothing waits for the client: what it is answered next can be large."""
-        if self._driver is not None:
-            await self._driver.sender.drained()
+        Args:
+            joined: The channel that has been joined, and must be left if the client does not read.
+        """
+        assert self._driver is not None
+        self._large_replies = self._large_replies or asyncio.Lock()
+        try:
+            async with self._large_replies:
+                await self._driver.sender.drained()
+        except BaseException:
+            if joined is not None:
+                self._leave(joined)
+            raise
+        if joined is not None and joined not in self._subscriptions:  # it has ended meanwhile
+            raise UNAVAILABLE.error()
 
     def _refuse(self, command: Command, error: Exception, reason: str = "") -> None:
         """Answer a command that failed by an error, or close the client, and log why."""
@@ -355,6 +370,13 @@ class SdkClient:
             self._release(found)
 
     # --- commands ---
+
+    async def _answer_connect(self, command: Command) -> None:
+        try:
+            async with asyncio.timeout(_COMMAND_SECONDS):
+                await self._carry_out(command, self._connect)
+        except Exception as error:
+            self._refuse(command, error)
 
     async def _connect(self, command: Command) -> Mapping[str, Any] | None:
         body = command.body
@@ -405,18 +427,10 @@ class SdkClient:
     async def _subscribe(self, command: Command) -> Mapping[str, Any]:
         body = command.body
         channel = body["channel"]
-        async with self._flow.in_order(channel):
-            if channel in self._subscriptions:
-                raise ALREADY_SUBSCRIBED.error()
-            if body.get("type") or body.get("tf") or body.get("delta"):
-                raise BAD_REQUEST.error()
-            if not body.get("recover"):
-                return await self._subscribe_in_order(channel, body)
-            async with self._flow.slot():
-                await self._until_read()
-                return await self._subscribe_in_order(channel, body)
-
-    async def _subscribe_in_order(self, channel: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        if channel in self._subscriptions:
+            raise ALREADY_SUBSCRIBED.error()
+        if body.get("type") or body.get("tf") or body.get("delta"):
+            raise BAD_REQUEST.error()
         permission = await self._service.may_subscribe(self, channel, body.get("token", ""))
         granted: dict[str, Any] = {}
         if permission is not None:
@@ -453,10 +467,9 @@ class SdkClient:
 
     async def _unsubscribe(self, command: Command) -> Mapping[str, Any]:
         channel = command.body["channel"]
-        async with self._flow.in_order(channel):
-            subscription = self._subscriptions.get(channel)
-            if subscription is not None and not subscription.is_server_side:
-                self._leave(channel)
+        subscription = self._subscriptions.get(channel)
+        if subscription is not None and not subscription.is_server_side:
+            self._leave(channel)
         return {}
 
     async def _publish(self, command: Command) -> Mapping[str, Any]:
@@ -473,7 +486,6 @@ class SdkClient:
     async def _presence(self, command: Command) -> Mapping[str, Any]:
         channel = command.body["channel"]
         await self._service.check(self.connection, "presence", channel)
-        await self._until_read()
         return {"presence": await self._service.presence(channel, self.encoding)}
 
     async def _presence_stats(self, command: Command) -> Mapping[str, Any]:
@@ -484,7 +496,6 @@ class SdkClient:
     async def _history(self, command: Command) -> Mapping[str, Any]:
         channel = command.body["channel"]
         await self._service.check(self.connection, "history", channel)
-        await self._until_read()
         return await self._service.history(channel, command.body, self.encoding)
 
     async def _rpc(self, command: Command) -> Mapping[str, Any]:
@@ -595,8 +606,8 @@ class SdkClient:
         if self._driver is not None and not self._driver.is_over:
             self._driver.transmit(data)
 
-    def _transmit_missed(self, data: str | bytes, channel: str) -> None:
-        """Send a reply that holds what a join gives back: however much it is, it makes no client too slow."""
+    def _transmit_at_join(self, data: str | bytes, channel: str) -> None:
+        """Send a reply that makes no client too slow: of a join, or a large one."""
         if self._driver is not None:
             outbox = self._driver.outbox
             outbox.allow(channel, 1, len(data))

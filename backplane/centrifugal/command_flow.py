@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from backplane.centrifugal.command import Command
+
 __all__ = ["MOST_RUNNING", "CommandFlow"]
 
 MOST_RUNNING: Final = 1_024
@@ -19,7 +21,7 @@ class CommandFlow:
     """The commands of one client that run or wait.
 
     Args:
-        max_running: How many of those that take a `slot` run at a time; `None` for as many as there are.
+        max_running: `Limits.max_running_commands`.
     """
 
     __slots__ = ("_last", "_max_running", "_room", "_running", "_slots")
@@ -46,15 +48,30 @@ class CommandFlow:
         if room is not None:
             room.set_result(None)
 
-    def slot(self) -> asyncio.Semaphore:
-        """Return what admits as many commands at a time as are allowed, in the order in which they ask."""
+    @asynccontextmanager
+    async def turn(self, command: Command) -> AsyncGenerator[None]:
+        """Wait for the turn of a command, which has it until the end of the block.
+
+        A subscribe and an unsubscribe wait for those of the same channel that came before. Other commands, and
+        subscribes that recover, wait until fewer than `max_running` run.
+        """
+        if command.name not in ("subscribe", "unsubscribe"):
+            async with self._slot():
+                yield
+        elif command.body.get("recover"):
+            async with self._in_order(command.body["channel"]), self._slot():
+                yield
+        else:
+            async with self._in_order(command.body["channel"]):
+                yield
+
+    def _slot(self) -> asyncio.Semaphore:
         if self._slots is None:
             self._slots = asyncio.Semaphore(self._max_running or MOST_RUNNING)
         return self._slots
 
     @asynccontextmanager
-    async def in_order(self, channel: str) -> AsyncGenerator[None]:
-        """Wait for the end of the block of the same channel that was entered before this one."""
+    async def _in_order(self, channel: str) -> AsyncGenerator[None]:
         before = self._last.get(channel)
         done = self._last[channel] = asyncio.get_running_loop().create_future()
         try:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Final
 
 __all__ = ["expiry_fields", "seconds_left"]
+
+# The field has 32 bits, of which some SDKs have one for the sign.
+_MOST_TTL: Final = (1 << 31) - 1
 
 
 def seconds_left(expires_at: float) -> float:
@@ -14,5 +17,5 @@ def seconds_left(expires_at: float) -> float:
 
 
 def expiry_fields(expires_at: float | None) -> dict[str, Any]:
-    """Return the fields of a result; none where nothing runs out. A `ttl` is 1 at least."""
-    return {} if expires_at is None else {"expires": True, "ttl": max(1, int(seconds_left(expires_at)))}
+    """Return the fields of a result; none where nothing runs out. A `ttl` is 1 at least, and less than 2^31."""
+    return {} if expires_at is None else {"expires": True, "ttl": min(max(1, int(seconds_left(expires_at))), _MOST_TTL)}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
+from backplane.centrifugal.command import Command
 from backplane.centrifugal.command_flow import MOST_RUNNING, CommandFlow
 from tests.unit.doubles import until_idle
 
@@ -27,62 +29,75 @@ async def test_room() -> None:
     await asyncio.gather(*waiting)
 
 
-@pytest.mark.parametrize(("max_running", "most"), [(2, 2), (None, MOST_RUNNING)])
-async def test_slots(max_running: int | None, most: int) -> None:
-    """As many commands have a slot at a time as are allowed; without a limit all that run."""
-    flow = CommandFlow(max_running)
-    for _ in range(most):
-        await flow.slot().acquire()
-    assert flow.slot().locked()
+def command(name: str, channel: str, **body: Any) -> Command:
+    """Return a command."""
+    return Command(1, name, {"channel": channel, **body})
+
+
+class Commands:
+    """Commands that have their turns in one flow, and what they do."""
+
+    def __init__(self, max_running: int | None = None) -> None:
+        self.flow = CommandFlow(max_running)
+        self.steps: list[str] = []
+        self.go_on = asyncio.Event()
+
+    def run(self, name: str, command: Command, *, waits: bool = False) -> asyncio.Task[None]:
+        """Run a command under a name."""
+        return asyncio.create_task(self._run(name, command, waits))
+
+    async def _run(self, name: str, command: Command, waits: bool) -> None:
+        async with self.flow.turn(command):
+            self.steps.append(name)
+            if waits:
+                await self.go_on.wait()
+            self.steps.append(f"end of {name}")
+
+
+@pytest.mark.parametrize(("max_running", "begun"), [(2, 2), (None, 4)])
+async def test_slots(max_running: int | None, begun: int) -> None:
+    """As many run at a time as are allowed, subscribes that recover among them; other subscribes are not counted."""
+    commands = Commands(max_running)
+    recovering = command("subscribe", "d", recover=True)
+    wait_for_slots = [command("history", "a"), recovering, command("rpc", "c"), command("publish", "a")]
+    tasks = [commands.run(str(number), each, waits=True) for number, each in enumerate(wait_for_slots)]
+    await until_idle()
+    assert len(commands.steps) == begun
+    await asyncio.gather(*(commands.run(name, command(name, "e")) for name in ("subscribe", "unsubscribe")))
+    assert commands.steps[begun:] == ["subscribe", "end of subscribe", "unsubscribe", "end of unsubscribe"]
+    commands.go_on.set()
+    await asyncio.gather(*tasks)
 
 
 async def test_order() -> None:
-    """Blocks of one channel run one after the other, those of another one at the same time; nothing is kept."""
-    flow = CommandFlow(None)
-    steps: list[str] = []
-    go_on = asyncio.Event()
-
-    async def run(name: str, channel: str, wait: bool) -> None:
-        async with flow.in_order(channel):
-            steps.append(name)
-            if wait:
-                await go_on.wait()
-            steps.append(f"end of {name}")
-
+    """Subscribes and unsubscribes of one channel run one after the other, of another one at the same time."""
+    commands = Commands()
     tasks = [
-        asyncio.create_task(run(name, channel, wait))
-        for name, channel, wait in [
-            ("one", "a", True),
-            ("two", "a", False),
-            ("other", "b", False),
-            ("three", "a", False),
-        ]
+        commands.run("one", command("subscribe", "a"), waits=True),
+        commands.run("two", command("unsubscribe", "a")),
+        commands.run("other", command("subscribe", "b")),
+        commands.run("three", command("subscribe", "a", recover=True)),
     ]
     await until_idle()
-    assert steps == ["one", "other", "end of other"]
-    go_on.set()
+    assert commands.steps == ["one", "other", "end of other"]
+    commands.go_on.set()
     await asyncio.gather(*tasks)
-    assert steps[3:] == ["end of one", "two", "end of two", "three", "end of three"]
-    assert not flow._last  # pyright: ignore[reportPrivateUsage]
+    assert commands.steps[3:] == ["end of one", "two", "end of two", "three", "end of three"]
+    assert not commands.flow._last  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_one_that_fails_or_is_cancelled_holds_up_none() -> None:
-    """The next block of the channel runs."""
-    flow = CommandFlow(None)
+    """The next command of the channel runs."""
+    commands = Commands()
     with pytest.raises(KeyError):
-        async with flow.in_order("a"):
+        async with commands.flow.turn(command("subscribe", "a")):
             raise KeyError("a fault")
-    go_on = asyncio.Event()
-
-    async def wait() -> None:
-        async with flow.in_order("a"):
-            await go_on.wait()
-
-    first, second, third = (asyncio.create_task(wait()) for _ in range(3))
+    first, second, third = (commands.run(name, command("subscribe", "a"), waits=True) for name in ("1", "2", "3"))
     await until_idle()
     second.cancel()
     first.cancel()
-    go_on.set()
+    commands.go_on.set()
     await third
     await asyncio.gather(first, second, return_exceptions=True)
-    assert not flow._last  # pyright: ignore[reportPrivateUsage]
+    assert commands.steps == ["1", "3", "end of 3"]
+    assert not commands.flow._last  # pyright: ignore[reportPrivateUsage]
