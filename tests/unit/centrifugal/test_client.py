@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from backplane import Limits
+from backplane.adapters.memory import MemoryBroadcaster
 from backplane.centrifugal import Accepted, CommandError
 from backplane.centrifugal import client as client_module
+from backplane.worker import runtime
 from tests.unit.centrifugal.world import ANN, Sdk, Site, error, in_seconds, push, serving
-from tests.unit.doubles import until_idle
+from tests.unit.doubles import Gate, until_idle
+from tests.unit.kit import WAIT_SECONDS
+from tests.unit.sockets import driver_of
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from backplane import Connection
 
 pytestmark = pytest.mark.anyio
@@ -103,7 +109,7 @@ async def test_client_without_a_connect(site: Site, monkeypatch: pytest.MonkeyPa
 
 async def test_connect_in_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that has connected is not."""
-    monkeypatch.setattr(client_module, "_STALE_SECONDS", 0.01)
+    monkeypatch.setattr(client_module, "_STALE_SECONDS", 0.5)
     client = await site.connected()
     await site.opened().closed()  # which was opened after it
     assert "unsubscribe" in await client.ask("unsubscribe", channel="a")
@@ -188,11 +194,11 @@ async def test_joins_and_leaves_by_the_application(site: Site, client: Sdk) -> N
 
 
 async def test_channel_that_the_application_removes_at_once(site: Site, client: Sdk) -> None:
-    """It is not announced after its end."""
+    """Neither that nor its end is announced."""
     (connection,) = site.connections
     await connection.join("a")
     await connection.leave("a")
-    assert await client.waiting() == [unsubscribed(2000, "server unsubscribe")]
+    assert await client.waiting() == []
 
 
 async def test_unsubscribe_of_a_server_side_subscription(site: Site) -> None:
@@ -246,10 +252,18 @@ async def test_unsubscribe_waits_for_the_subscribe(site: Site, client: Sdk) -> N
     assert await client.waiting() == []
 
 
-@pytest.mark.parametrize("wish", [{"type": 1}, {"tf": {"key": "k"}}, {"delta": "fossil"}])
-async def test_subscriptions_of_another_kind(client: Sdk, wish: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("command", "wish"),
+    [
+        ("subscribe", {"type": 1}),
+        ("subscribe", {"tf": {"key": "k"}}),
+        ("subscribe", {"delta": "fossil"}),
+        ("publish", {"type": 1}),
+    ],
+)
+async def test_channels_of_another_kind(client: Sdk, command: str, wish: dict[str, Any]) -> None:
     """Maps, filters and deltas are not offered: error 107 (section 13)."""
-    assert await client.ask("subscribe", channel="a", **wish) == error(107, "bad request")
+    assert await client.ask(command, channel="a", **wish) == error(107, "bad request")
 
 
 async def test_subscribe_that_is_refused(client: Sdk) -> None:
@@ -276,6 +290,7 @@ async def test_subscribe_that_is_not_decided_in_time(site: Site, client: Sdk, mo
     late = await client.ask("subscribe", channel="a")
     assert (late["error"]["code"], late["error"]["temporary"]) == (100, True)
     site.gate.open()
+    monkeypatch.setattr(client_module, "_COMMAND_SECONDS", WAIT_SECONDS)
     assert "subscribe" in await client.ask("subscribe", channel="a")
 
 
@@ -309,15 +324,28 @@ async def test_connection_that_expires(site: Site, monkeypatch: pytest.MonkeyPat
     assert await client.closed() == (3005, "connection expired")
 
 
-async def test_refresh(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_permission_of_a_hook() -> None:
+    """Where there are no tokens nothing can be refreshed: the client is closed in time, and the reply states no end."""
+    async with serving(has_tokens=False) as site:
+        site.centrifugal.on_connect(lambda *_: Accepted(expires_at=in_seconds(0.01)))
+        client = site.opened()
+        client.send(CONNECT)
+        assert "expires" not in (await client.next())["connect"]
+        assert await client.closed() == (3005, "connection expired")
+
+
+async def test_refresh(site: Site) -> None:
     """A new token prolongs the connection, for ever where it states no end."""
-    monkeypatch.setattr(client_module, "_REFRESH_SECONDS", 0.0)
-    client = await site.connected(f"ann|{in_seconds(0.3)}")
+    client = await site.connected(f"ann|{in_seconds(60)}")
+    timers = driver_of(site.connections[0]).timers
+    before = timers.expires_at
     reply = await client.ask("refresh", token=f"ann|{in_seconds(100.9)}")
     assert reply["refresh"].pop("client")
     assert reply == {"refresh": {"version": "test", "expires": True, "ttl": 100}}
+    assert before is not None
+    assert timers.expires_at == pytest.approx(before + 40.9, abs=1)
     reply = await client.ask("refresh", token=ANN)
-    assert "expires" not in reply["refresh"]
+    assert ("expires" in reply["refresh"], timers.expires_at) == (False, None)
 
 
 @pytest.mark.parametrize(
@@ -355,15 +383,6 @@ async def test_subscription_that_expires(site: Site, client: Sdk, monkeypatch: p
     assert await client.waiting() == []
 
 
-async def test_subscription_that_is_left_before_it_expires(client: Sdk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing ends at that moment then."""
-    monkeypatch.setattr(client_module, "_REFRESH_SECONDS", 0.0)
-    await client.subscribe("a", token=f"ann|{in_seconds(0.01)}")
-    await client.ask("unsubscribe", channel="a")
-    await client.subscribe("b", token=f"ann|{in_seconds(0.02)}")
-    assert await client.next() == unsubscribed(2501, "subscription expired", "b")
-
-
 async def test_sub_refresh(site: Site, client: Sdk, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new token prolongs the subscription, for ever where it states no end."""
     monkeypatch.setattr(client_module, "_REFRESH_SECONDS", 0.0)
@@ -376,9 +395,36 @@ async def test_sub_refresh(site: Site, client: Sdk, monkeypatch: pytest.MonkeyPa
 
 
 async def test_sub_refresh_without_a_subscription(client: Sdk) -> None:
-    """It is error 103; without a channel, as centrifuge-python 0.5 sends it, error 107."""
+    """It is error 103."""
     assert await client.ask("sub_refresh", channel="a", token=ANN) == error(103, "permission denied")
-    assert await client.ask("sub_refresh", token=ANN) == error(107, "bad request")
+
+
+@pytest.mark.parametrize("body", [{"token": ANN}, {"channel": "a"}, {"channel": "a", "token": ANN, "type": 1}])
+async def test_sub_refresh_that_lacks_something(client: Sdk, body: dict[str, Any]) -> None:
+    """Without a channel, as centrifuge-python 0.5 sends it, or a token, or of another kind, it is error 107."""
+    await client.subscribe("a")
+    assert await client.ask("sub_refresh", **body) == error(107, "bad request")
+
+
+async def test_sub_refresh_that_is_too_old(client: Sdk) -> None:
+    """It ends the subscription with 2501: the SDK subscribes again, and gets a new token."""
+    await client.subscribe("a", token=ANN)
+    client.send({"id": 9, "sub_refresh": {"channel": "a", "token": "old"}})
+    assert await client.waiting() == [unsubscribed(2501, "subscription expired"), {"id": 9, "sub_refresh": {}}]
+
+
+@pytest.mark.parametrize("token", ["old", f"ann|{in_seconds(60)}"])
+async def test_unsubscribe_while_a_token_is_read(site: Site, client: Sdk, token: str) -> None:
+    """Whatever the token states, it ends nothing, and the channel stays left."""
+    await client.subscribe("a")
+    site.tokens.gate.close()
+    client.send({"id": 9, "sub_refresh": {"channel": "a", "token": token}})
+    await until_idle()
+    (connection,) = site.connections
+    await connection.leave("a")
+    site.tokens.gate.open()
+    ended, reply = await client.waiting()
+    assert (ended, "sub_refresh" in reply) == (unsubscribed(2000, "server unsubscribe"), True)
 
 
 # --- gaps (section 6) ----------------------------------------------------------------------------------------------
@@ -405,28 +451,37 @@ async def test_gap_of_a_server_side_subscription(site: Site) -> None:
     assert await client.closed() == (3010, "insufficient state")
 
 
-async def test_unsubscribe_before_the_notice_of_a_gap(site: Site, client: Sdk) -> None:
-    """A client that leaves before its turn is not notified any more, nor one that is gone."""
+async def test_end_before_the_notice_of_a_gap(site: Site, client: Sdk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clients of a channel are notified one after the other; one that has left before its turn is not."""
+    monkeypatch.setattr(runtime, "stagger_window", lambda *_: 1e6)
     await client.subscribe("a")
     await client.subscribe("b")
     site.gap("a", "b")
     assert await client.ask("unsubscribe", channel="a") == {"unsubscribe": {}}
-    assert await client.next() == unsubscribed(2500, "insufficient state", "b")
-    assert await client.waiting() == []
+    client.leave()
+    assert client.serving is not None
+    await client.serving
+    assert not site.connections[0].channels
+    assert not driver_of(site.connections[0]).policy.turns
 
 
-async def test_gap_while_a_subscribe_is_under_way(site: Site, client: Sdk) -> None:
+async def test_gap_while_a_subscribe_is_under_way(site: Site, client: Sdk, monkeypatch: pytest.MonkeyPatch) -> None:
     """A subscription that begins after the gap is not concerned."""
-    other = await site.connected("bob")
-    await other.subscribe("a")
-    site.gate.close()
+    gate, subscribe = Gate(), MemoryBroadcaster.subscribe
+
+    async def held(adapter: MemoryBroadcaster, channels: Collection[str]) -> None:
+        await gate.passage()
+        await subscribe(adapter, channels)
+
+    monkeypatch.setattr(MemoryBroadcaster, "subscribe", held)
+    gate.close()
     client.send({"id": 2, "subscribe": {"channel": "a"}})
     await until_idle()
     site.gap("a")
-    site.gate.open()
+    gate.open()
     assert "subscribe" in await client.next()
     await site.backplane.publish("a", 1)
-    assert await client.next() == PUSHED
+    assert await client.waiting() == [PUSHED]
 
 
 # --- pings (section 8) ---------------------------------------------------------------------------------------------
@@ -514,6 +569,74 @@ async def test_order_of_publishes(site: Site, client: Sdk) -> None:
     async with site.backplane.subscribe("a") as messages:
         client.send(*({"id": number, "publish": {"channel": "a", "data": number}} for number in range(2, 6)))
         assert [(await anext(messages)).json() for _ in range(4)] == [2, 3, 4, 5]
+
+
+async def held_back(site: Site) -> Sdk:
+    """Return a client that reads nothing, with a large reply on its way, and may have a history."""
+    site.centrifugal.rpc("large")(lambda connection, size: "x" * size)
+    for number in range(300):
+        await site.backplane.publish("rec:a", f"{number:64}")
+    client = await site.connected()
+    client.reading.close()
+    client.send({"id": 2, "rpc": {"method": "large", "data": 20_000}})
+    await until_idle()
+    return client
+
+
+async def test_large_replies(site: Site) -> None:
+    """They wait for one another until the client reads, and small ones do not; subscribes go on where they were."""
+    client = await held_back(site)
+    client.send(
+        {"id": 3, "history": {"channel": "rec:a", "limit": -1}},
+        {"id": 4, "subscribe": {"channel": "rec:a", "recover": True}},
+        {"id": 5, "unsubscribe": {"channel": "b"}},
+    )
+    await until_idle()
+    await site.backplane.publish("rec:a", "new")
+    client.reading.open()
+    replies = await client.waiting()
+    assert [reply.get("id") for reply in replies] == [2, 5, 3, 4, None]
+    assert [len(replies[2]["history"]["publications"]), len(replies[3]["subscribe"]["publications"])] == [300, 300]
+    assert replies[4]["push"]["pub"]["data"] == "new"
+
+
+async def test_large_replies_that_are_not_read(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are dropped in time, for a temporary error; a channel whose subscribe has no reply is left."""
+    client = await held_back(site)
+    monkeypatch.setattr(client_module, "_COMMAND_SECONDS", 0.01)
+    client.send({"id": 4, "subscribe": {"channel": "rec:a", "recover": True}})
+    await until_gone(site, "rec:a")
+    client.reading.open()
+    large, failed = await client.waiting()
+    assert (large["id"], failed["id"], failed["error"]["code"]) == (2, 4, 100)
+
+
+async def until_gone(site: Site, channel: str) -> None:
+    """Wait until a client has joined a channel and left it."""
+    (connection,) = site.connections
+    async with asyncio.timeout(WAIT_SECONDS):
+        while channel not in connection.channels:
+            await asyncio.sleep(0)
+        while channel in connection.channels:
+            await asyncio.sleep(0.001)
+
+
+async def test_large_reply_to_a_subscribe_that_is_over(site: Site) -> None:
+    """A channel that is left before its reply is answered by a temporary error."""
+    client = await held_back(site)
+    client.send({"id": 4, "subscribe": {"channel": "rec:a", "recover": True}})
+    await until_idle()
+    await site.connections[0].leave("rec:a")
+    client.reading.open()
+    large, failed = await client.waiting()
+    assert (large["id"], failed["id"], failed["error"]["code"]) == (2, 4, 100)
+
+
+async def test_frame_of_many_commands(client: Sdk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is carried out in slices, in order."""
+    monkeypatch.setattr(client_module, "_SLICE", 2)
+    client.send(*({"id": number, "unsubscribe": {"channel": "a"}} for number in range(2, 7)))
+    assert [reply["id"] for reply in await client.waiting()] == [2, 3, 4, 5, 6]
 
 
 # --- the end -------------------------------------------------------------------------------------------------------

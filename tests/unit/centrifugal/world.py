@@ -58,12 +58,14 @@ class SimpleTokens:
         claims: What the tokens of connects state beside that.
         granted: What the tokens of subscribes state.
         asked: What was asked for each token of a subscribe.
+        gate: Holds what reads them.
     """
 
     def __init__(self) -> None:
         self.claims: dict[str, Any] = {}
         self.granted: dict[str, Any] = {}
         self.asked: list[dict[str, str]] = []
+        self.gate = Gate()
 
     def connect(self, token: str, /) -> ConnectClaims:
         """Read the token of a connect."""
@@ -72,8 +74,9 @@ class SimpleTokens:
 
     async def subscribe(self, token: str, /, **asked: str) -> SubscribeClaims:
         """Read the token of a subscribe."""
-        _, expires_at = _read(token)
         self.asked.append(asked)
+        await self.gate.passage()
+        _, expires_at = _read(token)
         return SubscribeClaims(**{"expires_at": expires_at} | self.granted)
 
 
@@ -102,6 +105,7 @@ class Sdk:
         lane: The direct lane.
         sending: How many frames were written to it.
         is_protobuf: It speaks Protobuf.
+        reading: Holds what is sent to it, as a client that does not read.
         serving: The handler that serves it.
     """
 
@@ -110,6 +114,7 @@ class Sdk:
         self.lane = ClientLane(cast("FakeSocket", self)) if has_lane else None
         self.sending = 0
         self.is_protobuf = "protobuf" in f"{query}{subprotocols}"
+        self.reading = Gate()
         self.serving: asyncio.Task[None] | None = None
         self._ids = 1
         self._sends: asyncio.Queue[Event] = asyncio.Queue()
@@ -131,6 +136,7 @@ class Sdk:
         if kind == "websocket.accept":
             self.accepted.append(event["subprotocol"])
         elif kind == "websocket.send":
+            await self.reading.passage()
             self._received.put_nowait(event["text"] if "text" in event else event["bytes"])
         else:
             self._received.put_nowait((event["code"], event["reason"]))
