@@ -112,6 +112,15 @@ async def ask_at_once(client: ClientConnection, *commands: dict[str, Any]) -> li
     return sorted(await replies(client, len(commands)), key=lambda reply: reply["id"])
 
 
+async def something_waits(site: Site) -> None:
+    """Return when a client has not read all that it was sent."""
+    runtime = site.backplane._runtime  # pyright: ignore[reportPrivateUsage]
+    assert runtime is not None
+    async with asyncio.timeout(20):
+        while not runtime.waiting.subscribers:
+            await asyncio.sleep(0)
+
+
 async def test_subscribes_and_unsubscribes_keep_their_order() -> None:
     """A page that unsubscribes and subscribes again while its first subscribe is under way ends as subscribed."""
     async with served() as (site, _), site.client() as client:
@@ -240,15 +249,20 @@ async def test_an_rpc_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 async def test_much_that_is_asked_for_at_once() -> None:
-    """A client that reads is not too slow for large replies, however many it asks for: they wait for one another."""
+    """A client that reads is not too slow for large replies, however many it asks for: one waits for another."""
     async with served() as (site, _), site.client() as client:
         for channel in range(8):
             for number in range(300):
-                await site.backplane.publish(f"rec:{channel}", [number, "x" * 1_000])
+                await site.backplane.publish(f"rec:{channel}", [number, "x" * 3_000])
         await connected(client)
         recover = [{"subscribe": {"channel": f"rec:{channel}", "recover": True}} for channel in range(8)]
         history = [{"history": {"channel": f"rec:{channel}", "limit": -1}} for channel in range(8)]
-        answers = await ask_at_once(client, *recover, *history)
+        client.transport.pause_reading()
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(ask_at_once(client, *recover, *history))
+            await something_waits(site)
+            client.transport.resume_reading()
+        answers = task.result()
         assert all(answer["subscribe"]["recovered"] for answer in answers[:8])
         results = [answer["subscribe"] for answer in answers[:8]] + [answer["history"] for answer in answers[8:]]
         assert [len(result["publications"]) for result in results] == [300] * 16
@@ -265,9 +279,7 @@ async def test_a_client_that_reads_no_replies() -> None:
         client.transport.pause_reading()
         history = {"history": {"channel": "rec:a", "limit": -1}}
         await client.send("\n".join(json.dumps({"id": number, **history}) for number in range(2, 200)))
-        async with asyncio.timeout(20):
-            while not runtime.waiting.subscribers:
-                await asyncio.sleep(0)
+        await something_waits(site)
         most = 0
         for _ in range(200):
             await asyncio.sleep(0)
