@@ -103,22 +103,23 @@ class SdkClient:
         "identify",
     )
 
+    # Each from a moment on: `begin`, `opened`, `serve` of the endpoint.
+    _driver: ConnectionDriver
     connection: Connection
     _flow: CommandFlow
+    _stale: asyncio.TimerHandle
     identify: Callable[[Who], Awaitable[None]]
 
     def __init__(self, service: Service, encoding: Encoding, *, native_pings: bool = False) -> None:
         self._service = service
         self.encoding: Encoding = encoding
         self._native_pings = native_pings
-        self._driver: ConnectionDriver | None = None
         self._state = "new"  # then "refused" or "connected"
         self._subscriptions: dict[str, SdkSubscription] = {}
         self.held: dict[str, list[Batch] | None] = {}
         self._permits: asyncio.Lock | None = None
         self._large_replies: asyncio.Lock | None = None
         self._awaits_pong = False
-        self._stale: asyncio.TimerHandle | None = None
         self._user: str | None = None
         self._info: Any = None
         self._bucket: TokenBucket | None = None
@@ -177,7 +178,6 @@ class SdkClient:
         if subscription.joined is None:  # it begins after the gap
             self.held[channel] = []
             return
-        assert self._driver is not None
         self.held[channel] = None
         if subscription.is_server_side:
             self._driver.closing.close_in_turn(CloseCode.MESSAGES_MISSED, "")
@@ -209,19 +209,17 @@ class SdkClient:
     def opened(self, connection: Connection) -> None:
         """Wait for the connect command."""
         self.connection = connection
-        assert self._driver is not None
         limits = self._driver.policy.limits
         self._bucket = bucket_of(limits)
         self._flow = CommandFlow(limits.max_running_commands)
         self._stale = asyncio.get_running_loop().call_later(_STALE_SECONDS, self._give_up)
 
     def closed(self, _: Connection) -> None:
-        """End: drop what refers to this."""
-        if self._stale is not None:
-            self._stale.cancel()
+        """End: drop what refers to this. No command runs any more, and no timer is left that calls this."""
+        self._stale.cancel()
         for channel in tuple(self._subscriptions):
             self._remove(channel)
-        self._driver = None
+        del self._driver
 
     async def received(self, connection: Connection, frame: str | bytes) -> None:
         """Take one frame: its commands, in their order."""
@@ -271,7 +269,7 @@ class SdkClient:
     @property
     def user(self) -> str | None:
         """The user of the client, from its token or a hook, or from the handler of the endpoint."""
-        return self._user or (None if self._driver is None else self._driver.user)
+        return self._user or self._driver.user
 
     async def name_user(self, who: Who) -> None:
         """Take the user of the client, which its token or a hook names.
@@ -328,7 +326,6 @@ class SdkClient:
         Args:
             joined: The channel that has been joined, and must be left if the client does not read.
         """
-        assert self._driver is not None
         self._large_replies = self._large_replies or asyncio.Lock()
         try:
             async with self._large_replies:
@@ -343,7 +340,7 @@ class SdkClient:
     def _refuse(self, command: Command, error: Exception, reason: str = "") -> None:
         """Answer a command that failed by an error, or close the client, and log why."""
         driver = self._driver
-        if driver is None or driver.is_over:
+        if driver.is_over:
             return
         answer, reason = error_of(error), reason or str(error) or type(error).__name__
         if answer is None:
@@ -395,9 +392,7 @@ class SdkClient:
         await self._join_all(accepted.channels, body.get("subs") or {})
         if self._subscriptions:  # of these, and of commands of the application meanwhile
             result["subs"] = {name: each.result(self.encoding) for name, each in self._subscriptions.items()}
-        if self._stale is not None:
-            self._stale.cancel()
-            self._stale = None
+        self._stale.cancel()
         self._state = "connected"
         return result
 
@@ -457,7 +452,6 @@ class SdkClient:
             if subscription.shows_presence:
                 await self._service.audiences.prepare(channel, self)
             if subscription.is_permitted:
-                assert self._driver is not None
                 await self._driver.join_permitted(channel, subscription.recovery.since)
             else:
                 await self.connection.join(channel, since=subscription.recovery.since)
@@ -500,7 +494,6 @@ class SdkClient:
 
     async def _rpc(self, command: Command) -> Mapping[str, Any]:
         body = command.body
-        assert self._driver is not None
         data = await self._service.rpcs.call(
             body.get("method", ""), self.connection, body.get("data", b""), self._driver.policy.bursts
         )
@@ -551,7 +544,6 @@ class SdkClient:
             return
         del self.held[subscription.channel]
         for batch in held:
-            assert self._driver is not None
             self._driver.offer(batch)
 
     def _lost(self, subscription: SdkSubscription) -> None:
@@ -577,8 +569,7 @@ class SdkClient:
 
     def _leave(self, channel: str) -> None:
         self._remove(channel)
-        if self._driver is not None:
-            self._driver.leave_now(channel)
+        self._driver.leave_now(channel)
 
     def _remove(self, channel: str) -> SdkSubscription | None:
         subscription = self._subscriptions.pop(channel, None)
@@ -588,7 +579,7 @@ class SdkClient:
                 self._service.audiences.discard(channel, self)
             if subscription.expiry is not None:
                 subscription.expiry.cancel()
-            if subscription.turn is not None and self._driver is not None:
+            if subscription.turn is not None:
                 self._driver.policy.turns.remove(subscription, subscription.turn)
                 subscription.turn = None
         return subscription
@@ -603,22 +594,19 @@ class SdkClient:
         self._transmit(self.encoding.push(channel, "unsubscribe", {"code": int(code), "reason": reason}))
 
     def _transmit(self, data: str | bytes) -> None:
-        if self._driver is not None and not self._driver.is_over:
+        if not self._driver.is_over:
             self._driver.transmit(data)
 
     def _transmit_at_join(self, data: str | bytes, channel: str) -> None:
         """Send a reply that makes no client too slow: of a join, or a large one."""
-        if self._driver is not None:
-            outbox = self._driver.outbox
-            outbox.allow(channel, 1, len(data))
-            self._transmit(data)
-            outbox.settle()
+        outbox = self._driver.outbox
+        outbox.allow(channel, 1, len(data))
+        self._transmit(data)
+        outbox.settle()
 
     def _give_up(self) -> None:
-        if self._driver is not None:
-            self._log(logging.INFO, "closing connection %s: no connect within %g s", self._driver.id, _STALE_SECONDS)
-            self._driver.closing.close(Disconnect.STALE, "stale")
+        self._log(logging.INFO, "closing connection %s: no connect within %g s", self._driver.id, _STALE_SECONDS)
+        self._driver.closing.close(Disconnect.STALE, "stale")
 
     def _log(self, level: int, message: str, *args: object, exc_info: Exception | None = None) -> None:
-        if self._driver is not None:
-            self._driver.log(logger, level, message, *args, exc_info=exc_info)
+        self._driver.log(logger, level, message, *args, exc_info=exc_info)

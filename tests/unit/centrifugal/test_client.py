@@ -13,8 +13,9 @@ from backplane.adapters.memory import MemoryBroadcaster
 from backplane.centrifugal import Accepted, CommandError
 from backplane.centrifugal import client as client_module
 from backplane.worker import runtime
+from tests.unit.asgi_client import data_of
 from tests.unit.centrifugal.world import ANN, Sdk, Site, error, in_seconds, push, serving
-from tests.unit.doubles import Gate, until_idle
+from tests.unit.doubles import Gate, run_passes, until_idle
 from tests.unit.kit import WAIT_SECONDS
 from tests.unit.sockets import driver_of
 
@@ -561,14 +562,13 @@ async def test_order_of_publishes(site: Site, client: Sdk) -> None:
     delays = iter((3, 2, 1, 0))
 
     async def permit(*_: object) -> bool:
-        for _ in range(next(delays)):
-            await asyncio.sleep(0)
+        await run_passes(next(delays))
         return True
 
     site.centrifugal.permit(permit)
     async with site.backplane.subscribe("a") as messages:
         client.send(*({"id": number, "publish": {"channel": "a", "data": number}} for number in range(2, 6)))
-        assert [(await anext(messages)).json() for _ in range(4)] == [2, 3, 4, 5]
+        assert await data_of(messages, 4) == ["2", "3", "4", "5"]
 
 
 async def held_back(site: Site) -> Sdk:
@@ -597,25 +597,35 @@ async def test_large_replies(site: Site) -> None:
     assert replies[4]["push"]["pub"]["data"] == "new"
 
 
-async def test_large_replies_that_are_not_read(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", [{"history": {"limit": -1}}, {"subscribe": {"recover": True}}])
+async def test_large_replies_that_are_not_read(
+    site: Site, monkeypatch: pytest.MonkeyPatch, command: dict[str, dict[str, Any]]
+) -> None:
     """They are dropped in time, for a temporary error; a channel whose subscribe has no reply is left."""
     client = await held_back(site)
     monkeypatch.setattr(client_module, "_COMMAND_SECONDS", 0.01)
-    client.send({"id": 4, "subscribe": {"channel": "rec:a", "recover": True}})
-    await until_gone(site, "rec:a")
+    ((name, body),) = command.items()
+    client.send({"id": 4, name: {"channel": "rec:a"} | body})
+    outbox = driver_of(site.connections[0]).outbox
+    async with asyncio.timeout(WAIT_SECONDS):
+        while not outbox:
+            await asyncio.sleep(0.001)
     client.reading.open()
     large, failed = await client.waiting()
     assert (large["id"], failed["id"], failed["error"]["code"]) == (2, 4, 100)
+    assert not site.connections[0].channels
 
 
-async def until_gone(site: Site, channel: str) -> None:
-    """Wait until a client has joined a channel and left it."""
-    (connection,) = site.connections
-    async with asyncio.timeout(WAIT_SECONDS):
-        while channel not in connection.channels:
-            await asyncio.sleep(0)
-        while channel in connection.channels:
-            await asyncio.sleep(0.001)
+async def test_gap_before_a_large_reply(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reply is sent, and nothing of the channel after it until the client subscribes again."""
+    monkeypatch.setattr(runtime, "stagger_window", lambda *_: 1e6)
+    client = await held_back(site)
+    client.send({"id": 4, "subscribe": {"channel": "rec:a", "recover": True}})
+    await until_idle()
+    site.gap("rec:a")
+    await site.backplane.publish("rec:a", 1)
+    client.reading.open()
+    assert [reply["id"] for reply in await client.waiting()] == [2, 4]
 
 
 async def test_large_reply_to_a_subscribe_that_is_over(site: Site) -> None:
@@ -639,11 +649,14 @@ async def test_frame_of_many_commands(client: Sdk, monkeypatch: pytest.MonkeyPat
 # --- the end -------------------------------------------------------------------------------------------------------
 
 
-async def test_close_by_a_hook(site: Site) -> None:
+@pytest.mark.parametrize("is_refused", [True, False])
+async def test_close_by_a_hook(site: Site, is_refused: bool) -> None:
     """A client that a hook closes is answered nothing more, and what follows in its frame is not carried out."""
 
     async def on_connect(connection: Connection, _: object) -> None:
         await connection.close(4503, "banned")
+        if is_refused:
+            raise CommandError(400, "banned")
 
     site.centrifugal.on_connect(on_connect)
     client = site.opened()

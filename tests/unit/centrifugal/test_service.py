@@ -53,7 +53,13 @@ async def test_request(site: Site) -> None:
     """The hook gets what the client sends, its name and version cut."""
     requests: list[ConnectRequest] = []
     site.centrifugal.on_connect(lambda _, request: requests.append(request))
-    body = {"token": ANN, "data": {"n": 1}, "name": "n" * 17, "version": "v" * 65, "headers": {"a": "b"}}
+    body: dict[str, Any] = {
+        "token": ANN,
+        "data": {"n": 1},
+        "name": "n" * 17,
+        "version": "v" * 65,
+        "headers": {"a": "b"},
+    }
     await connect(site.opened(), **body)
     expected = {"data": b'{"n":1}', "name": "n" * 16, "version": "v" * 64}
     assert requests == [ConnectRequest(**body | expected)]
