@@ -245,9 +245,8 @@ class ConnectionDriver(BaseSubscriber):
         return was_joined
 
     def identify(self, presence: ChannelPresence | None) -> None:
-        """Take the user of a client that names it after its handshake, and before it joins a channel."""
-        if self._options is None:
-            self._options = SubscriberOptions()
+        """Take the user of a client of a protocol that names it after its handshake, before it joins a channel."""
+        assert self._options is not None, "a client of a protocol has options"
         self._options.presence = presence
 
     def send(self, data: str | bytes) -> None:
