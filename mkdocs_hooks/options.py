@@ -30,6 +30,7 @@ _UNITS: Final = (
     ("messages", "messages"),
     ("max_connections", "connections"),
     ("max_channels", "channels"),
+    ("max_running_commands", "commands"),
     ("partitions", "partitions"),
     ("replication_factor", "brokers"),
     ("replicas", "servers"),

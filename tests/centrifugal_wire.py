@@ -3,6 +3,8 @@
 Commands and replies are what they are in JSON. Protobuf is read here by code of the tests' own.
 """
 
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import json

@@ -231,7 +231,7 @@ class SdkClient:
                 if not number % _SLICE:
                     await asyncio.sleep(0)
         except BadFrameError as error:
-            self._log(logging.INFO, "closing connection %s, a bad request: %s", connection.id, error)
+            self._driver.log(logger, logging.INFO, "closing connection %s, a bad request: %s", connection.id, error)
             await connection.close(Disconnect.BAD_REQUEST, "bad request")
 
     async def _take(self, command: Command) -> None:
@@ -345,12 +345,13 @@ class SdkClient:
         answer, reason = error_of(error), reason or str(error) or type(error).__name__
         if answer is None:
             answer = INTERNAL
-            self._log(logging.ERROR, "%s of connection %s failed", command.name, driver.id, exc_info=error)
+            words = "%s of connection %s failed"
+            driver.log(logger, logging.ERROR, words, command.name, driver.id, exc_info=error)
         elif command.name == "connect":
             level = logging.INFO if isinstance(error, PermissionExpiredError) else logging.WARNING
-            self._log(level, "refused the connect of connection %s: %s", driver.id, reason)
+            driver.log(logger, level, "refused the connect of connection %s: %s", driver.id, reason)
         else:
-            self._log(logging.INFO, "refused a %s of connection %s: %s", command.name, driver.id, reason)
+            driver.log(logger, logging.INFO, "refused a %s of connection %s: %s", command.name, driver.id, reason)
         if (end := close_of(command.name, error)) is not None:
             driver.closing.close(*end)
         elif command.id:
@@ -605,8 +606,6 @@ class SdkClient:
         outbox.settle()
 
     def _give_up(self) -> None:
-        self._log(logging.INFO, "closing connection %s: no connect within %g s", self._driver.id, _STALE_SECONDS)
+        words = "closing connection %s: no connect within %g s"
+        self._driver.log(logger, logging.INFO, words, self._driver.id, _STALE_SECONDS)
         self._driver.closing.close(Disconnect.STALE, "stale")
-
-    def _log(self, level: int, message: str, *args: object, exc_info: Exception | None = None) -> None:
-        self._driver.log(logger, level, message, *args, exc_info=exc_info)

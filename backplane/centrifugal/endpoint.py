@@ -79,6 +79,7 @@ class Centrifugal:
     def on_connect(self, callback: _FunctionT) -> _FunctionT:
         """Call `callback(connection, request)` when a client connects: it returns `Accepted`, or raises `CommandError`.
 
+        It may also raise what `Tokens.connect` may, with the same effect.
         A function or a coroutine function, called after the token was read. With `None` for an answer what the token
         states is used. It has 4 s, with the joins of the channels that it names.
         """

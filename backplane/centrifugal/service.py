@@ -71,7 +71,7 @@ class Accepted:
         data: What the client gets with the reply, anything JSON. Defaults to none.
         channels: The channels that the server subscribes it to.
         expires_at: When its permission runs out, in seconds since the epoch; `None`: never. The SDK renews it by a new
-            token.
+            token. An endpoint without `tokens` closes the client then with 3005, after which it comes back.
     """
 
     user: str | None = None

@@ -141,7 +141,7 @@ async def test_damaged_frames(rounds: int, caplog: pytest.LogCaptureFixture) -> 
     draw = random.Random(18)
     failures: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
-    async with serving("handed over") as site, site.client() as other:
+    async with serving("handed over") as site, site.client("?cf_ws_frame_ping_pong=true") as other:
         await connected(other)
         await other.send('{"id":2,"subscribe":{"channel":"rec:watched"}}')
         await replies(other)

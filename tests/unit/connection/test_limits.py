@@ -11,7 +11,7 @@ from backplane.connection.limits import Limits
 from backplane.errors import ConfigurationError
 
 NUMBERS = [option.name for option in fields(Limits) if option.name != "heartbeat_message"]
-WHOLE = ["max_message_bytes", "max_burst", "max_channels", "max_connections_per_client"]
+WHOLE = ["max_message_bytes", "max_burst", "max_channels", "max_running_commands", "max_connections_per_client"]
 
 
 def test_defaults() -> None:
@@ -25,6 +25,7 @@ def test_defaults() -> None:
         max_messages_per_second=None,
         max_burst=None,
         max_channels=1000,
+        max_running_commands=16,
         max_connections_per_client=None,
     )
 
