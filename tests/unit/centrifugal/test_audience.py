@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -11,11 +12,13 @@ from backplane.centrifugal import audience
 from backplane.centrifugal.encoding import PROTOBUF
 from backplane.centrifugal.service import Accepted
 from tests.unit.centrifugal.world import Sdk, Site, error, push, serving
+from tests.unit.doubles import until_idle
 from tests.unit.kit import NEVER
 
 pytestmark = pytest.mark.anyio
 
 ROOM = "room:1"
+TASK = f"backplane-centrifugal-presence-{ROOM}"
 
 
 def joined(user: str, **info: Any) -> dict[str, Any]:
@@ -68,8 +71,10 @@ async def test_info(site: Site) -> None:
     await second.subscribe(ROOM, join_leave=True)
     expected = joined("bob", conn_info={"name": "Bob"})
     assert [await second.next(), await first.next()] == [expected, expected]
+    await site.connections[-1].update_presence(ROOM, info={"name": "Bobby"})
+    await site.backplane.present(ROOM)
     second.leave()
-    assert await first.next() == left("bob", conn_info={"name": "Bob"})
+    assert await first.next() == left("bob", conn_info={"name": "Bobby"})
 
 
 async def test_encodings(site: Site) -> None:
@@ -159,10 +164,13 @@ async def test_numbers_alone() -> None:
 
 
 async def test_users_that_are_not_known_in_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A subscribe does not wait for ever until it is known which users are there."""
+    """A subscribe does not wait for ever until it is known which users are there; these are no joins."""
     monkeypatch.setattr(audience, "_KNOWN_SECONDS", 0)
+    await (await site.connected("bob")).subscribe(ROOM)
     client = await site.connected()
     assert "subscribe" in await client.ask("subscribe", channel=ROOM, join_leave=True)
+    await site.backplane.present(ROOM)
+    assert await client.waiting() == [joined("ann")]
 
 
 async def test_name_that_is_not_legal(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +178,17 @@ async def test_name_that_is_not_legal(site: Site, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(audience, "_KNOWN_SECONDS", NEVER)
     client = await site.connected()
     assert await client.ask("subscribe", channel=ROOM * 64, join_leave=True) == error(107, "bad request")
+
+
+async def test_last_client(site: Site) -> None:
+    """Nothing is watched any more once the last client has left."""
+    clients = [await watching(site, user) for user in ("ann", "bob")]
+    for client in clients:
+        assert [task.get_name() for task in asyncio.all_tasks() if ROOM in task.get_name()] == [TASK]
+        await client.waiting()
+        await client.ask("unsubscribe", channel=ROOM)
+    await until_idle()
+    assert [task for task in asyncio.all_tasks() if ROOM in task.get_name()] == []
 
 
 async def test_stop_while_clients_are_notified() -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from backplane import Limits
+from backplane import Backlog, Limits
 from backplane.adapters.memory import MemoryBroadcaster
 from backplane.centrifugal import Accepted, CommandError
 from backplane.centrifugal import client as client_module
+from backplane.centrifugal.subscriptions import SdkSubscription
 from backplane.worker import runtime
 from tests.unit.asgi_client import data_of
 from tests.unit.centrifugal.world import ANN, Sdk, Site, error, in_seconds, push, serving
@@ -108,6 +110,18 @@ async def test_client_without_a_connect(site: Site, monkeypatch: pytest.MonkeyPa
     assert [await silent.closed(), await refused.closed()] == [(3502, "stale")] * 2
 
 
+async def test_end_before_a_connect(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing becomes of the time that a client had which has left before."""
+    monkeypatch.setattr(client_module, "_STALE_SECONDS", 0.01)
+    client = site.opened()
+    await until_idle()
+    client.leave()
+    await site.opened().closed()  # which was opened after it
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 async def test_connect_in_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that has connected is not."""
     monkeypatch.setattr(client_module, "_STALE_SECONDS", 0.5)
@@ -143,21 +157,20 @@ async def test_channel_of_the_server_that_is_refused(site: Site) -> None:
     client = site.opened()
     client.send(CONNECT)
     assert await client.next() == {"id": 1} | error(103, "permission denied")
-    await site.backplane.publish("a", 1)
-    assert await client.waiting() == []
+    assert not site.connections[0].channels
 
 
 async def test_channels_that_are_not_joined_in_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connect is answered in time, by a temporary error: the client comes back."""
     monkeypatch.setattr(client_module, "_COMMAND_SECONDS", 0.01)
+    site.tokens.claims["channels"] = ("a", "b")
     site.gate.close()
-    site.tokens.claims["channels"] = ("a",)
+    site.gates["a"] = Gate()
     client = site.opened()
     client.send(CONNECT)
     assert (await client.next())["error"]["code"] == TEMPORARY
+    assert not site.connections[0].channels
     site.gate.open()
-    await site.backplane.publish("a", 1)
-    assert await client.waiting() == []
 
 
 async def test_nothing_before_the_reply(site: Site) -> None:
@@ -384,15 +397,16 @@ async def test_subscription_that_expires(site: Site, client: Sdk, monkeypatch: p
     assert await client.waiting() == []
 
 
-async def test_sub_refresh(site: Site, client: Sdk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sub_refresh(client: Sdk, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new token prolongs the subscription, for ever where it states no end."""
-    monkeypatch.setattr(client_module, "_REFRESH_SECONDS", 0.0)
-    await client.subscribe("a", token=f"ann|{in_seconds(60)}")
+    monkeypatch.setattr(client_module, "_REFRESH_SECONDS", 0.3)
+    await client.subscribe("a", token=f"ann|{in_seconds(0)}")
     reply = await client.ask("sub_refresh", channel="a", token=f"ann|{in_seconds(100.9)}")
     assert reply == {"sub_refresh": {"expires": True, "ttl": 100}}
-    assert await client.ask("sub_refresh", channel="a", token=ANN) == {"sub_refresh": {}}
-    await client.subscribe("b", token=f"ann|{in_seconds(0.01)}")
-    assert await client.next() == unsubscribed(2501, "subscription expired", "b")
+    await client.subscribe("b", token=f"ann|{in_seconds(0)}")
+    assert await client.ask("sub_refresh", channel="b", token=ANN) == {"sub_refresh": {}}
+    await client.subscribe("c", token=f"ann|{in_seconds(0)}")
+    assert await client.next() == unsubscribed(2501, "subscription expired", "c")
 
 
 async def test_sub_refresh_without_a_subscription(client: Sdk) -> None:
@@ -572,10 +586,10 @@ async def test_order_of_publishes(site: Site, client: Sdk) -> None:
 
 
 async def held_back(site: Site) -> Sdk:
-    """Return a client that reads nothing, with a large reply on its way."""
+    """Return a client that reads nothing, with a reply on its way that is larger than what may wait for it."""
     for number in range(10):
         await site.backplane.publish("rec:a", f"{number:2000}")
-    client = await site.connected()
+    client = await site.connected(backlog=Backlog(max_bytes=10_000))
     client.reading.close()
     client.send({"id": 2, "history": {"channel": "rec:a", "limit": -1}})
     await until_idle()
@@ -677,6 +691,18 @@ async def test_end_while_commands_are_under_way(site: Site, client: Sdk) -> None
     await client.serving
     site.gate.open()
     assert (await site.backplane.present("room:1")).connections == 0
+
+
+async def test_nothing_is_left_of_a_subscription(site: Site, client: Sdk) -> None:
+    """Neither its unsubscribe nor the end of the client leaves a timer that refers to it."""
+    await client.subscribe("a", token=f"ann|{in_seconds(3600)}")
+    await client.subscribe("b", token=f"ann|{in_seconds(3600)}")
+    await client.ask("unsubscribe", channel="a")
+    client.leave()
+    assert client.serving is not None
+    await client.serving
+    gc.collect()
+    assert [each.channel for each in gc.get_objects() if type(each) is SdkSubscription] == []
 
 
 async def test_end_of_the_worker(site: Site, client: Sdk) -> None:

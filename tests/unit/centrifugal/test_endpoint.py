@@ -75,13 +75,14 @@ async def test_pings(site: Site, query: str, pings: dict[str, Any], heartbeat: f
     """A client is pinged as the reply states, or by WebSocket where its URL asks for it, as `Limits` state."""
     limits: list[Limits] = []
     site.centrifugal.on_connect(lambda connection, _: limits.append(driver_of(connection).policy.limits))
-    for _ in range(2):
-        client = site.opened(Sdk(query), limits=Limits(heartbeat_seconds=3, max_channels=7))
+    for max_channels in (7, 7, 8):
+        client = site.opened(Sdk(query), limits=Limits(heartbeat_seconds=3, max_channels=max_channels))
         client.send({"id": 1, "connect": {"token": "ann"}})
         result = (await client.next())["connect"]
         assert {name: result[name] for name in ("ping", "pong") if name in result} == pings
-    first, second = limits
+    first, second, other = limits
     assert (first.heartbeat_seconds, first.max_message_bytes, first.max_channels) == (heartbeat, 1024 * 1024, 7)
+    assert other.max_channels == 8
     assert first is second, "the clients of a worker share their limits"
 
 

@@ -139,7 +139,7 @@ async def test_first_message_of_a_history(site: Site, client: Sdk) -> None:
 async def test_messages_that_exclude_the_client(site: Site) -> None:
     """What a join gives back is without the messages that exclude its client."""
     client = site.opened()
-    client.send({"id": 1, "connect": {}})
+    client.send({"id": 1, "connect": {"token": "ann"}})
     name = (await client.next())["connect"]["client"]
     await site.backplane.publish(KEPT, 1, exclude=name)
     await publish(site, 2)

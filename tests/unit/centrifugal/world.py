@@ -82,6 +82,7 @@ class SimpleTokens:
 
 def _read(token: str) -> tuple[str, float | None]:
     errors: dict[str, Exception] = {
+        "": InvalidTokenError("no token"),
         "none": InvalidTokenError("no token"),
         "old": TokenExpiredError("too old"),
         "unknown": TokenCheckUnavailableError("the keys cannot be fetched"),
@@ -220,8 +221,9 @@ class Site:
         centrifugal: Its endpoint.
         connections: Those of the clients that have connected.
         permitted: What clients may do, other than to subscribe.
-        gate: Holds the subscribes, before it is decided about them.
-        asked: How many subscribes have come to it.
+        gate: Holds the joins, before it is decided about them.
+        gates: By channel, what holds the joins of some channels in place of that.
+        asked: How many joins have come to them.
     """
 
     def __init__(self, history: History, presence: Presence, *, has_tokens: bool, **options: Any) -> None:
@@ -233,6 +235,7 @@ class Site:
         )
         self.permitted = {"publish", "presence", "history"}
         self.gate = Gate()
+        self.gates: dict[str, Gate] = {}
         self.asked = 0
         self.connections: list[Connection] = []
         self._clients: list[Sdk] = []
@@ -244,7 +247,7 @@ class Site:
 
     async def _authorize(self, _: object, channel: str) -> bool:
         self.asked += 1
-        await self.gate.passage()
+        await self.gates.get(channel, self.gate).passage()
         return "secret" not in channel
 
     def opened(self, client: Sdk | None = None, **options: Any) -> Sdk:
