@@ -611,6 +611,19 @@ async def test_large_replies(site: Site) -> None:
     assert replies[4]["push"]["pub"]["data"] == "new"
 
 
+async def test_many_replies_with_what_was_missed(site: Site) -> None:
+    """A client that comes back to many channels is not too slow for what they give back, however little may wait."""
+    channels = [f"rec:{number}" for number in range(5)]
+    for channel in channels:
+        await site.backplane.publish(channel, " " * 8_000)
+    client = await site.connected(backlog=Backlog(max_bytes=10_000))
+    client.reading.close()
+    client.send(*({"id": 2, "subscribe": {"channel": channel, "recover": True}} for channel in channels))
+    await until_idle()
+    client.reading.open()
+    assert ["subscribe" in reply for reply in await client.waiting()] == [True] * 5
+
+
 @pytest.mark.parametrize("command", [{"history": {"limit": -1}}, {"subscribe": {"recover": True}}])
 async def test_large_replies_that_are_not_read(
     site: Site, monkeypatch: pytest.MonkeyPatch, command: dict[str, dict[str, Any]]
