@@ -12,6 +12,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
+from backplane.centrifugal.asked_channels import AskedChannels
 from backplane.centrifugal.codes import (
     ALREADY_SUBSCRIBED,
     BAD_REQUEST,
@@ -84,6 +85,7 @@ class SdkClient:
     """
 
     __slots__ = (
+        "_asked",
         "_awaits_pong",
         "_bucket",
         "_driver",
@@ -106,6 +108,7 @@ class SdkClient:
     # Each from a moment on: `begin`, `opened`, `serve` of the endpoint.
     _driver: ConnectionDriver
     connection: Connection
+    _asked: AskedChannels
     _flow: CommandFlow
     _stale: asyncio.TimerHandle
     identify: Callable[[Who], Awaitable[None]]
@@ -211,6 +214,7 @@ class SdkClient:
         self.connection = connection
         limits = self._driver.policy.limits
         self._bucket = bucket_of(limits)
+        self._asked = AskedChannels(limits.max_channels)
         self._flow = CommandFlow(limits.max_running_commands)
         self._stale = asyncio.get_running_loop().call_later(_STALE_SECONDS, self._give_up)
 
@@ -481,11 +485,13 @@ class SdkClient:
     async def _presence(self, command: Command) -> Mapping[str, Any]:
         channel = command.body["channel"]
         await self._service.check(self.connection, "presence", channel)
+        self._asked.note(channel, asyncio.get_running_loop().time())
         return {"presence": await self._service.presence(channel, self.encoding)}
 
     async def _presence_stats(self, command: Command) -> Mapping[str, Any]:
         channel = command.body["channel"]
         await self._service.check(self.connection, "presence", channel)
+        self._asked.note(channel, asyncio.get_running_loop().time())
         return await self._service.presence_stats(channel)
 
     async def _history(self, command: Command) -> Mapping[str, Any]:

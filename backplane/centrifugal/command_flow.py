@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ __all__ = ["MOST_RUNNING", "CommandFlow"]
 
 MOST_RUNNING: Final = 1_024
 """So many commands of one client run or wait: an SDK subscribes to all its channels at once when it comes back."""
+
+_AT_ONCE: Final = nullcontext()
 
 
 class CommandFlow:
@@ -48,22 +50,18 @@ class CommandFlow:
         if room is not None:
             room.set_result(None)
 
-    @asynccontextmanager
-    async def turn(self, command: Command) -> AsyncGenerator[None]:
-        """Wait for the turn of a command, which has it until the end of the block.
+    def turn(self, command: Command) -> AbstractAsyncContextManager[None]:
+        """Return what waits for the turn of a command, which has it until the end of the block.
 
         A subscribe and an unsubscribe wait for those of the same channel that came before. Other commands, and
-        subscribes that recover, wait until fewer than `max_running` run.
+        subscribes that recover, wait until fewer than `max_running` run; but not requests for presence: what many
+        channels have at first takes a second to be known, for all of them at the same time.
         """
+        if command.name in ("presence", "presence_stats"):
+            return _AT_ONCE
         if command.name not in ("subscribe", "unsubscribe"):
-            async with self._slot():
-                yield
-        elif command.body.get("recover"):
-            async with self._in_order(command.body["channel"]), self._slot():
-                yield
-        else:
-            async with self._in_order(command.body["channel"]):
-                yield
+            return self._slot()
+        return self._in_order(command.body["channel"], self._slot() if command.body.get("recover") else _AT_ONCE)
 
     def _slot(self) -> asyncio.Semaphore:
         if self._slots is None:
@@ -71,13 +69,14 @@ class CommandFlow:
         return self._slots
 
     @asynccontextmanager
-    async def _in_order(self, channel: str) -> AsyncGenerator[None]:
+    async def _in_order(self, channel: str, slot: AbstractAsyncContextManager[None]) -> AsyncGenerator[None]:
         before = self._last.get(channel)
         done = self._last[channel] = asyncio.get_running_loop().create_future()
         try:
             if before is not None:
                 await asyncio.wait([before])
-            yield
+            async with slot:
+                yield
         finally:
             done.set_result(None)
             if self._last[channel] is done:

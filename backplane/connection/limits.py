@@ -36,13 +36,13 @@ class Limits:
         max_messages_per_second: How many messages a client may send per second, in the long run; above it the
             connection is closed with 4029. Defaults to none.
         max_burst: How many messages it may send at once for that. Defaults to twice a second's worth, at least 1.
-        max_channels: How many channels a client may join; one more raises `TooManyChannelsError`. Defaults to
-            1,000.
+        max_channels: How many channels a client may join; one more raises `TooManyChannelsError`. A client of the
+            Centrifugal endpoint may also ask for the presence of so many within 30 s. Defaults to 1,000.
         max_running_commands: How many commands of a client of the Centrifugal endpoint run at a time: publishes, RPCs,
-            messages, refreshes, what reads presence or history, and subscribes that recover. More of them wait, each
-            for 4 s at most; then it is answered with a temporary error. Other subscribes are not counted. Whatever this
+            messages, refreshes, reads of history, and subscribes that recover. More of them wait, each for 4 s at most;
+            then it is answered with a temporary error. Other subscribes, and presence, are not counted. Whatever this
             is, no more than 1,024 commands of a client run or wait, and then nothing more is read from it. Defaults to
-            16.
+            32.
         max_connections_per_client: How many connections and event streams of this worker may have the same
             `client_key` (`Backplane.connect`, `Backplane.sse`); one more is refused with 429. If the application gives
             no key, it is the client's address, of IPv6 the first 64 bits. Clients whose address the server does not
@@ -71,7 +71,7 @@ class Limits:
     max_messages_per_second: float | None = None
     max_burst: int | None = None
     max_channels: int | None = 1000
-    max_running_commands: int | None = 16
+    max_running_commands: int | None = 32
     max_connections_per_client: int | None = None
     max_connections_per_user: int | None = None
 

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from starlette.websockets import WebSocket  # noqa: TC002  # FastAPI reads it
 
 import backplane.centrifugal.client as client_module
-from backplane import Backplane, Connection, History, InvalidTokenError, Limits, TokenExpiredError
+from backplane import Backplane, Connection, History, InvalidTokenError, Limits, Presence, TokenExpiredError
 from backplane.centrifugal import Accepted, Centrifugal, ConnectClaims, ConnectRequest, SubscribeClaims
 from backplane.server.uvicorn import DirectLaneProtocol
 from tests.integration.test_centrifugal import Site, ask, closed, connected, replies
@@ -66,7 +66,8 @@ async def served(
     *, tokens: Tokens | None = None, limits: Limits | None = None
 ) -> AsyncGenerator[tuple[Site, Application]]:
     """Serve an application that takes a moment to permit anything."""
-    backplane = Backplane("memory://", history={"rec:*": History(max_messages=400)}, limits=limits or Limits())
+    history, presence = {"rec:*": History(max_messages=400)}, {"room:*": Presence()}
+    backplane = Backplane("memory://", history=history, presence=presence, limits=limits or Limits())
     application = Application()
 
     @backplane.authorize
@@ -224,6 +225,15 @@ async def test_more_channels_than_a_client_may_join() -> None:
         assert "subscribe" in answers[0]
         assert answers[1]["error"] == {"code": 106, "message": "limit exceeded"}
         assert "error" in await ask(client, 4, "rpc", method="no")
+
+
+async def test_presence_of_more_channels_than_a_client_may_join() -> None:
+    """A client cannot let its worker watch one channel after the other."""
+    async with served(limits=Limits(max_channels=3)) as (site, _), site.client() as client:
+        await connected(client)
+        names = ["room:1", "room:2", "room:1", "room:3", "room:4", "room:2"]
+        answers = await ask_at_once(client, *({"presence_stats": {"channel": name}} for name in names))
+        assert [answer.get("error", {}).get("code") for answer in answers] == [None, None, None, None, 106, None]
 
 
 async def test_commands_that_run_at_a_time() -> None:

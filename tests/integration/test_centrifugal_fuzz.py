@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-ROUNDS: Final = [pytest.param(60, id="60"), pytest.param(4_000, id="4000", marks=pytest.mark.full)]
-"""How many connections are opened in each encoding, each for up to 10 frames."""
+ROUNDS: Final = [
+    pytest.param("handed over", 60, id="60"),
+    pytest.param("handed over", 4_000, id="4000", marks=pytest.mark.full),
+    pytest.param("without a lane", 400, id="400 without a lane", marks=pytest.mark.full),
+]
+"""How many connections are opened in each encoding, each for up to 10 frames, with the direct lane or without."""
 
 CODES: Final = {1000, 3500, 3501}
 """With which a client may be closed: by itself, for a token, for a frame."""
@@ -135,13 +139,13 @@ class Fuzzer:
         return varint((frame[0] if frame else 0) + len(field)) + field + frame[1:]
 
 
-@pytest.mark.parametrize("rounds", ROUNDS)
-async def test_damaged_frames(rounds: int, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("way", "rounds"), ROUNDS)
+async def test_damaged_frames(way: str, rounds: int, caplog: pytest.LogCaptureFixture) -> None:
     """Whatever a client sends, its worker goes on, and another client receives all that is published."""
     draw = random.Random(18)
     failures: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
-    async with serving("handed over") as site, site.client("?cf_ws_frame_ping_pong=true") as other:
+    async with serving(way) as site, site.client("?cf_ws_frame_ping_pong=true") as other:
         await connected(other)
         await other.send('{"id":2,"subscribe":{"channel":"rec:watched"}}')
         await replies(other)

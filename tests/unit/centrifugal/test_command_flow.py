@@ -27,6 +27,8 @@ async def test_room() -> None:
     assert sum(task.done() for task in waiting) == 1
     flow.leave()
     await asyncio.gather(*waiting)
+    flow.leave()  # for which none waits
+    await flow.enter()
 
 
 def command(name: str, channel: str, **body: Any) -> Command:
@@ -56,7 +58,7 @@ class Commands:
 
 @pytest.mark.parametrize(("max_running", "begun"), [(2, 2), (None, 4)])
 async def test_slots(max_running: int | None, begun: int) -> None:
-    """As many run at a time as are allowed, subscribes that recover among them; other subscribes are not counted."""
+    """As many run at a time as are allowed, subscribes that recover among them; others, and presence, do not count."""
     commands = Commands(max_running)
     recovering = command("subscribe", "d", recover=True)
     wait_for_slots = [command("history", "a"), recovering, command("rpc", "c"), command("publish", "a")]
@@ -65,6 +67,7 @@ async def test_slots(max_running: int | None, begun: int) -> None:
     assert len(commands.steps) == begun
     await asyncio.gather(*(commands.run(name, command(name, "e")) for name in ("subscribe", "unsubscribe")))
     assert commands.steps[begun:] == ["subscribe", "end of subscribe", "unsubscribe", "end of unsubscribe"]
+    await asyncio.gather(*(commands.run(name, command(name, "e")) for name in ("presence", "presence_stats")))
     commands.go_on.set()
     await asyncio.gather(*tasks)
 

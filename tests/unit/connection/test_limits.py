@@ -25,7 +25,7 @@ def test_defaults() -> None:
         max_messages_per_second=None,
         max_burst=None,
         max_channels=1000,
-        max_running_commands=16,
+        max_running_commands=32,
         max_connections_per_client=None,
     )
 
