@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from backplane.centrifugal.encoding import Encoding
     from backplane.core import Backplane
-    from backplane.presence_types import PresenceChange, PresentUser
+    from backplane.presence_types import PresenceChange, PresentUser, Who
 
 __all__ = ["Audiences", "info_of"]
 
@@ -35,7 +35,7 @@ class Watcher(Protocol):
         ...
 
     @property
-    def user(self) -> str | None:
+    def who(self) -> Who | None:
         """Its user, whose join it was notified of when it was added."""
         ...
 
@@ -108,11 +108,11 @@ class Audiences:
             async with asyncio.timeout(_KNOWN_SECONDS):
                 await audience.is_known.wait()
 
-    def begin(self, channel: str, watcher: Watcher, info: Any) -> None:
-        """Notify a client that is prepared from now on: first of its own join, with the `info` of its user."""
+    def begin(self, channel: str, watcher: Watcher) -> None:
+        """Notify a client that is prepared from now on: first of its own join."""
         self._audiences[channel].watchers[watcher] = True
-        if watcher.user is not None:
-            own = {"info": info_of(watcher.user, info, watcher.encoding)}
+        if (who := watcher.who) is not None:
+            own = {"info": info_of(who.user, who.info, watcher.encoding)}
             watcher.push(watcher.encoding.push(channel, "join", own))
 
     def discard(self, channel: str, watcher: Watcher) -> None:
@@ -147,7 +147,8 @@ async def _push(watchers: Mapping[Watcher, bool], channel: str, name: str, user:
         for encoding in (JSON, PROTOBUF)
     }
     for number, watcher in enumerate(tuple(watchers), 1):
-        if watchers.get(watcher) and (name != "join" or watcher.user != user):
+        is_own_join = name == "join" and watcher.who is not None and watcher.who.user == user
+        if watchers.get(watcher) and not is_own_join:
             watcher.push(pushes[watcher.encoding.name])
         if not number % _SLICE:
             await asyncio.sleep(0)

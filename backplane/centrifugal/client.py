@@ -74,6 +74,7 @@ class SdkClient:
     Args:
         service: What the application has configured, and what commands do.
         encoding: In which the client speaks.
+        who: Its user, where the handler of the endpoint knows it.
         native_pings: The client wants pings of WebSocket in place of the protocol's.
 
     Attributes:
@@ -82,6 +83,7 @@ class SdkClient:
         held: The channels whose messages are not sent at present.
         identify: Takes the user of the client, where its token or a hook names it.
         pong_seconds: As the service has it.
+        who: Its user: the one that a token or a hook names, else the one above.
     """
 
     __slots__ = (
@@ -90,7 +92,6 @@ class SdkClient:
         "_bucket",
         "_driver",
         "_flow",
-        "_info",
         "_large_replies",
         "_native_pings",
         "_permits",
@@ -98,11 +99,11 @@ class SdkClient:
         "_stale",
         "_state",
         "_subscriptions",
-        "_user",
         "connection",
         "encoding",
         "held",
         "identify",
+        "who",
     )
 
     # Each from a moment on: `begin`, `opened`, `serve` of the endpoint.
@@ -113,9 +114,12 @@ class SdkClient:
     _stale: asyncio.TimerHandle
     identify: Callable[[Who], Awaitable[None]]
 
-    def __init__(self, service: Service, encoding: Encoding, *, native_pings: bool = False) -> None:
+    def __init__(
+        self, service: Service, encoding: Encoding, *, who: Who | None = None, native_pings: bool = False
+    ) -> None:
         self._service = service
         self.encoding: Encoding = encoding
+        self.who: Who | None = who
         self._native_pings = native_pings
         self._state = "new"  # then "refused" or "connected"
         self._subscriptions: dict[str, SdkSubscription] = {}
@@ -123,8 +127,6 @@ class SdkClient:
         self._permits: asyncio.Lock | None = None
         self._large_replies: asyncio.Lock | None = None
         self._awaits_pong = False
-        self._user: str | None = None
-        self._info: Any = None
         self._bucket: TokenBucket | None = None
 
     # --- the connection: backplane.connection.client_protocol ---
@@ -272,8 +274,8 @@ class SdkClient:
 
     @property
     def user(self) -> str | None:
-        """The user of the client, from its token or a hook, or from the handler of the endpoint."""
-        return self._user or self._driver.user
+        """The name of its user."""
+        return None if self.who is None else self.who.user
 
     async def name_user(self, who: Who) -> None:
         """Take the user of the client, which its token or a hook names.
@@ -281,7 +283,7 @@ class SdkClient:
         Raises:
             TooManyConnectionsError: The user has as many connections as are allowed.
         """
-        self._user, self._info = who.user, who.info
+        self.who = who
         await self.identify(who)
 
     @property
@@ -368,7 +370,7 @@ class SdkClient:
                 self._release(subscription)
         elif command.name == "subscribe" and (found := self._subscriptions.get(command.body["channel"])) is not None:
             if found.shows_presence:
-                self._service.audiences.begin(found.channel, self, self._info)
+                self._service.audiences.begin(found.channel, self)
             self._release(found)
 
     # --- commands ---

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from backplane import Presence, PresenceSnapshot
+from backplane import Presence, PresenceSnapshot, Who
 from backplane.centrifugal import audience
 from backplane.centrifugal.encoding import PROTOBUF
 from backplane.centrifugal.service import Accepted
@@ -75,6 +75,13 @@ async def test_info(site: Site) -> None:
     await site.backplane.present(ROOM)
     second.leave()
     assert await first.next() == left("bob", conn_info={"name": "Bobby"})
+
+
+async def test_info_of_the_handler(site: Site) -> None:
+    """What the handler of the endpoint shows of the user is part of the client's own join too."""
+    client = await site.connected(presence=Who(user="ann", info={"name": "Ann"}), token="")
+    await client.subscribe(ROOM, join_leave=True)
+    assert await client.next() == joined("ann", conn_info={"name": "Ann"})
 
 
 async def test_encodings(site: Site) -> None:
