@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from backplane import Presence
+from backplane import Connection, Presence, Who
 from backplane.centrifugal import Accepted, Centrifugal, ConnectRequest
 from backplane.centrifugal.encoding import PROTOBUF
 from tests.unit.centrifugal.world import ANN, Sdk, Site, error, in_seconds, push, serving
@@ -88,6 +88,23 @@ async def test_user_of_the_hook(site: Site) -> None:
     found = await client.ask("presence", channel=ROOM)
     bob = {"user": "bob", "client": "bob", "conn_info": {"of": "the hook"}}
     assert found == {"presence": {"presence": {"bob": bob}}}
+
+
+@pytest.mark.parametrize("presence", [None, Who(user="eve")])
+async def test_channels_that_the_hook_joins(site: Site, presence: Who | None) -> None:
+    """The user that it names after that is present in them, and no other."""
+
+    async def on_connect(connection: Connection, _: object) -> Accepted:
+        await connection.join(ROOM)
+        return Accepted(user="bob")
+
+    site.centrifugal.on_connect(on_connect)
+    client = await site.connected(presence=presence)
+    assert list((await site.backplane.present(ROOM)).users) == ["bob"]
+    client.leave()
+    assert client.serving is not None
+    await client.serving
+    assert list((await site.backplane.present(ROOM)).users) == []
 
 
 @pytest.mark.parametrize("accepted", [Accepted(user=""), Accepted(user="x" * 200), Accepted(user="a", info=object())])

@@ -258,12 +258,15 @@ class Attended:
 
 
 async def test_user_that_is_named_after_the_handshake(world: World) -> None:
-    """It is the user of the client from then on, and present in what the client joins."""
+    """It is the user of the client from then on, present in what the client has joined and joins; the former is not."""
     connection, _, _ = await speaking(world)
-    assert driver_of(connection).user is None
-    presence = Attended()
-    driver_of(connection).identify(cast("ChannelPresence", presence))
     await connection.join("a")
-    assert (driver_of(connection).user, presence.channels) == ("ann", ["a"])
+    assert driver_of(connection).user is None
+    first, second = Attended(), Attended()
+    driver_of(connection).identify(cast("ChannelPresence", first))
+    await connection.join("b")
+    assert (driver_of(connection).user, first.channels) == ("ann", ["a", "b"])
+    driver_of(connection).identify(cast("ChannelPresence", second))
+    assert (first.channels, second.channels) == ([], ["a", "b"])
     await connection.close()
-    assert presence.channels == []
+    assert second.channels == []
