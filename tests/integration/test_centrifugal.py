@@ -480,7 +480,12 @@ async def test_the_worker_ends(site: Site) -> None:
 @pytest.mark.parametrize(
     ("code", "reason", "sent"),
     [
+        (3001, "shutdown", (3001, "shutdown")),
+        (3010, "insufficient state", (3010, "insufficient state")),
+        (3503, "force disconnect", (3503, "force disconnect")),
+        (4500, "application says no", (4500, "application says no")),
         (4000, "", (3010, "insufficient state")),
+        (4000, "custom", (3010, "insufficient state")),
         (4001, "", (3005, "connection expired")),
         (1012, "restart", (3001, "shutdown")),
         (1011, "", (3004, "internal server error")),
