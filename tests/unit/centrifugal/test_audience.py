@@ -98,9 +98,9 @@ async def test_encodings(site: Site) -> None:
 async def test_client_without_a_user() -> None:
     """One without a user is notified of others, and has no join of its own."""
     async with serving(has_tokens=False) as site:
-        site.centrifugal.on_connect(lambda _, request: Accepted(user=request.token or None))
-        client = await site.connected("")
+        client = await site.connected()
         await client.subscribe(ROOM, join_leave=True)
+        site.accepted = Accepted(user="bob")
         await watching(site, "bob")
         assert await client.waiting() == [joined("bob")]
 

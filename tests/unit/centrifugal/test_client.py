@@ -33,6 +33,11 @@ PUSHED = push("a", "pub", {"data": 1})
 TEMPORARY = 100
 
 
+def never(*_: object) -> float:
+    """Let the clients of a gap have their turns within days."""
+    return 1e6
+
+
 def unsubscribed(code: int, reason: str, channel: str = "a") -> dict[str, Any]:
     """Return the push of the end of a subscription."""
     return push(channel, "unsubscribe", {"code": code, "reason": reason})
@@ -341,7 +346,7 @@ async def test_connection_that_expires(site: Site, monkeypatch: pytest.MonkeyPat
 async def test_permission_of_a_hook() -> None:
     """Where there are no tokens nothing can be refreshed: the client is closed in time, and the reply states no end."""
     async with serving(has_tokens=False) as site:
-        site.centrifugal.on_connect(lambda *_: Accepted(expires_at=in_seconds(0.01)))
+        site.accepted = Accepted(expires_at=in_seconds(0.01))
         client = site.opened()
         client.send(CONNECT)
         assert "expires" not in (await client.next())["connect"]
@@ -428,7 +433,7 @@ async def test_sub_refresh_that_is_too_old(client: Sdk) -> None:
     assert await client.waiting() == [unsubscribed(2501, "subscription expired"), {"id": 9, "sub_refresh": {}}]
 
 
-@pytest.mark.parametrize("token", ["old", f"ann|{in_seconds(60)}"])
+@pytest.mark.parametrize("token", ["old", "ann|4000000000"])
 async def test_unsubscribe_while_a_token_is_read(site: Site, client: Sdk, token: str) -> None:
     """Whatever the token states, it ends nothing, and the channel stays left."""
     await client.subscribe("a")
@@ -468,7 +473,7 @@ async def test_gap_of_a_server_side_subscription(site: Site) -> None:
 
 async def test_end_before_the_notice_of_a_gap(site: Site, client: Sdk, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clients of a channel are notified one after the other; one that has left before its turn is not."""
-    monkeypatch.setattr(runtime, "stagger_window", lambda *_: 1e6)
+    monkeypatch.setattr(runtime, "stagger_window", never)
     await client.subscribe("a")
     await client.subscribe("b")
     site.gap("a", "b")
@@ -645,7 +650,7 @@ async def test_large_replies_that_are_not_read(
 
 async def test_gap_before_a_large_reply(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reply is sent, and nothing of the channel after it until the client subscribes again."""
-    monkeypatch.setattr(runtime, "stagger_window", lambda *_: 1e6)
+    monkeypatch.setattr(runtime, "stagger_window", never)
     client = await held_back(site)
     client.send({"id": 4, "subscribe": {"channel": "rec:a", "recover": True}})
     await until_idle()

@@ -60,7 +60,7 @@ async def test_encodings(
     await site.connected(client=client)
     assert client.accepted == [accepted]
     client.send({"id": 2, "unsubscribe": {"channel": "a"}})
-    expected = {"id": 2, "unsubscribe": {}}
+    expected: Any = {"id": 2, "unsubscribe": {}}
     assert await client.next() == (PROTOBUF.reply(2, "unsubscribe", {}) if is_protobuf else expected)
 
 
@@ -73,14 +73,12 @@ async def test_encodings(
 )
 async def test_pings(site: Site, query: str, pings: dict[str, Any], heartbeat: float) -> None:
     """A client is pinged as the reply states, or by WebSocket where its URL asks for it, as `Limits` state."""
-    limits: list[Limits] = []
-    site.centrifugal.on_connect(lambda connection, _: limits.append(driver_of(connection).policy.limits))
     for max_channels in (7, 7, 8):
         client = site.opened(Sdk(query), limits=Limits(heartbeat_seconds=3, max_channels=max_channels))
         client.send({"id": 1, "connect": {"token": "ann"}})
         result = (await client.next())["connect"]
         assert {name: result[name] for name in ("ping", "pong") if name in result} == pings
-    first, second, other = limits
+    first, second, other = [driver_of(connection).policy.limits for connection in site.connections]
     assert (first.heartbeat_seconds, first.max_message_bytes, first.max_channels) == (heartbeat, 1024 * 1024, 7)
     assert other.max_channels == 8
     assert first is second, "the clients of a worker share their limits"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -51,38 +50,28 @@ async def test_token_that_is_none(site: Site) -> None:
 
 async def test_request(site: Site) -> None:
     """The hook gets what the client sends, its name and version cut."""
-    requests: list[ConnectRequest] = []
-    site.centrifugal.on_connect(lambda _, request: requests.append(request))
-    body: dict[str, Any] = {
-        "token": ANN,
-        "data": {"n": 1},
-        "name": "n" * 17,
-        "version": "v" * 65,
-        "headers": {"a": "b"},
-    }
-    await connect(site.opened(), **body)
-    expected = {"data": b'{"n":1}', "name": "n" * 16, "version": "v" * 64}
-    assert requests == [ConnectRequest(**body | expected)]
+    headers = {"x-tenant": "a"}
+    sent = {"token": ANN, "data": {"n": 1}, "name": "n" * 17, "version": "v" * 65, "headers": headers}
+    await connect(site.opened(), **sent)
+    expected = ConnectRequest(token=ANN, data=b'{"n":1}', name="n" * 16, version="v" * 64, headers=headers)
+    assert site.requests == [expected]
 
 
 async def test_answer_of_the_hook(site: Site) -> None:
     """What the hook states is used, and for the rest what the token states."""
     site.tokens.claims |= {"data": 1, "channels": ("a",)}
-    answers = iter([Accepted(data=2, channels=["b"], expires_at=in_seconds(100.9)), Accepted()])
-
-    async def on_connect(*_: object) -> Accepted:
-        return next(answers)
-
-    site.centrifugal.on_connect(on_connect)
-    first, second = [(await connect(site.opened(), token=ANN))["connect"] for _ in range(2)]
-    assert (first["data"], list(first["subs"]), first["ttl"]) == (2, ["b"], 100)
-    assert (second["data"], list(second["subs"]), "ttl" in second) == (1, ["a"], False)
+    site.accepted = Accepted(data=2, channels=["b"], expires_at=in_seconds(100.9))
+    found = (await connect(site.opened(), token=ANN))["connect"]
+    assert (found["data"], list(found["subs"]), found["ttl"]) == (2, ["b"], 100)
+    site.accepted = Accepted()
+    found = (await connect(site.opened(), token=ANN))["connect"]
+    assert (found["data"], list(found["subs"]), "ttl" in found) == (1, ["a"], False)
 
 
 async def test_user_of_the_hook(site: Site) -> None:
     """The user that the hook names replaces that of the token, with what is shown of it."""
     site.tokens.claims["info"] = {"of": "the token"}
-    site.centrifugal.on_connect(lambda *_: Accepted(user="bob", info={"of": "the hook"}))
+    site.accepted = Accepted(user="bob", info={"of": "the hook"})
     client = await site.connected()
     await client.subscribe(ROOM)
     found = await client.ask("presence", channel=ROOM)
@@ -110,7 +99,7 @@ async def test_channels_that_the_hook_joins(site: Site, presence: Who | None) ->
 @pytest.mark.parametrize("accepted", [Accepted(user=""), Accepted(user="x" * 200), Accepted(user="a", info=object())])
 async def test_user_that_cannot_be_used(site: Site, accepted: Accepted) -> None:
     """A client with such a user is refused."""
-    site.centrifugal.on_connect(lambda *_: accepted)
+    site.accepted = accepted
     assert await connect(site.opened(), token=ANN) == error(107, "bad request")
 
 
@@ -285,14 +274,18 @@ async def test_history_that_is_not_offered(site: Site) -> None:
 
 async def test_messages(site: Site) -> None:
     """What a client sends goes to the hook, without a reply; without a hook it is dropped."""
-    received: list[Any] = []
+    received: list[bytes] = []
+
+    def on_message(_: object, data: bytes) -> None:
+        received.append(data)
+
     client = await site.connected()
     client.send({"send": {"data": 1}})
     assert await client.waiting() == []
-    site.centrifugal.on_message(lambda _, data: received.append(json.loads(data)))
+    site.centrifugal.on_message(on_message)
     client.send({"send": {"data": {"n": 2}}})
     assert await client.waiting() == []
-    assert received == [{"n": 2}]
+    assert received == [b'{"n":2}']
 
 
 async def test_rpc(site: Site) -> None:

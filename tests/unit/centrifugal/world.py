@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from starlette.types import Message as Event
 
     from backplane import Connection
+    from backplane.centrifugal.endpoint import Accepted, ConnectRequest
     from tests.unit.sockets import FakeSocket
 
 __all__ = ["ANN", "Sdk", "SimpleTokens", "Site", "error", "in_seconds", "push", "serving"]
@@ -70,7 +71,8 @@ class SimpleTokens:
     def connect(self, token: str, /) -> ConnectClaims:
         """Read the token of a connect."""
         user, expires_at = _read(token)
-        return ConnectClaims(**{"user": user, "expires_at": expires_at} | self.claims)
+        claims: dict[str, Any] = {"user": user, "expires_at": expires_at} | self.claims
+        return ConnectClaims(**claims)
 
     async def subscribe(self, token: str, /, **asked: str) -> SubscribeClaims:
         """Read the token of a subscribe."""
@@ -219,7 +221,9 @@ class Site:
         backplane: Its backplane.
         tokens: Its tokens.
         centrifugal: Its endpoint.
+        accepted: What the hook answers to clients that connect.
         connections: Those of the clients that have connected.
+        requests: What they sent for that.
         permitted: What clients may do, other than to subscribe.
         gate: Holds the joins, before it is decided about them.
         gates: By channel, what holds the joins of some channels in place of that.
@@ -237,13 +241,20 @@ class Site:
         self.gate = Gate()
         self.gates: dict[str, Gate] = {}
         self.asked = 0
+        self.accepted: Accepted | None = None
         self.connections: list[Connection] = []
+        self.requests: list[ConnectRequest] = []
         self._clients: list[Sdk] = []
-        self.centrifugal.on_connect(lambda connection, _: self.connections.append(connection))
+        self.centrifugal.on_connect(self._on_connect)
 
         @self.centrifugal.permit
         def permit(_: object, action: str, channel: str) -> bool:
             return action in self.permitted
+
+    def _on_connect(self, connection: Connection, request: ConnectRequest) -> Accepted | None:
+        self.connections.append(connection)
+        self.requests.append(request)
+        return self.accepted
 
     async def _authorize(self, _: object, channel: str) -> bool:
         self.asked += 1
