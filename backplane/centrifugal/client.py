@@ -161,7 +161,7 @@ class SdkClient:
         subscription.joined = joined
 
     def missed(self, batch: Batch) -> None:
-        """Take what a join gives back: it is part of the reply."""
+        """Take what a join gives back: it is part of the reply, or follows it."""
         self._subscriptions[batch[0].channel].missed = batch
 
     def left(self, channel: str) -> None:
@@ -540,10 +540,11 @@ class SdkClient:
     # --- subscriptions ---
 
     def _announce(self, subscription: SdkSubscription) -> None:
-        """Notify the client that the application let it join a channel; before its connect the reply to that does."""
-        if self._state == "connected" and self._subscriptions.get(subscription.channel) is subscription:
+        """Notify the client that the application let it join a channel, if the reply to its connect does not."""
+        channel = subscription.channel
+        if self._state == "connected" and self._subscriptions.get(channel) is subscription and channel in self.held:
             result = subscription.result(self.encoding)
-            self._transmit(self.encoding.push(subscription.channel, "subscribe", result))
+            self._transmit(self.encoding.push(channel, "subscribe", result))
             self._release(subscription)
 
     def _release(self, subscription: SdkSubscription) -> None:
@@ -552,6 +553,9 @@ class SdkClient:
         if held is None:  # a gap came meanwhile, and nothing more is sent
             return
         del self.held[subscription.channel]
+        missed, subscription.missed = subscription.missed, None
+        if missed is not None:  # of a join by the application
+            self._driver.sender.offer_missed(missed.enveloped(self.envelope))
         for batch in held:
             self._driver.offer(batch)
 

@@ -212,6 +212,33 @@ async def test_joins_and_leaves_by_the_application(site: Site, client: Sdk) -> N
     assert await client.waiting() == [unsubscribed(2000, "server unsubscribe")]
 
 
+@pytest.mark.parametrize("is_connected", [True, False], ids=["connected", "within the connect"])
+@pytest.mark.parametrize("since", [0, None, -1], ids=["resumed", "not resumed", "rewound"])
+async def test_what_a_join_by_the_application_gives_back(site: Site, is_connected: bool, since: int | None) -> None:
+    """It follows the announcement as publications: the client did not ask for it."""
+    for number in range(3):
+        await site.backplane.publish("rec:a", number)
+    messages = (await site.backplane.history("rec:a")).messages
+    position = "-" if since is None else str(messages[since].position) if since >= 0 else None
+
+    async def on_connect(connection: Connection, _: object) -> None:
+        site.connections.append(connection)
+        if not is_connected:
+            await connection.join("rec:a", since=position, rewind=2)
+
+    site.centrifugal.on_connect(on_connect)
+    client = site.opened()
+    client.send(CONNECT)
+    found = (await client.next())["connect"].get("subs", {}).get("rec:a")
+    if is_connected:
+        await site.connections[0].join("rec:a", since=position, rewind=2)
+        found = (await client.next())["push"]["subscribe"]
+    assert set(found) == {"recoverable", "positioned", "epoch", "offset"}
+    pushes = [each["push"]["pub"] for each in await client.waiting()]
+    assert [each["data"] for each in pushes] == [1, 2]
+    assert found["offset"] < pushes[0]["offset"] < pushes[1]["offset"]
+
+
 async def test_channel_that_the_application_removes_at_once(site: Site, client: Sdk) -> None:
     """Neither that nor its end is announced."""
     (connection,) = site.connections
