@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from backplane.centrifugal.encoding import Encoding
     from backplane.core import Backplane
-    from backplane.presence_types import PresentUser
+    from backplane.presence_types import PresenceChange, PresentUser, Who
 
 __all__ = ["Audiences", "info_of"]
 
@@ -35,7 +35,7 @@ class Watcher(Protocol):
         ...
 
     @property
-    def user(self) -> str | None:
+    def who(self) -> Who | None:
         """Its user, whose join it was notified of when it was added."""
         ...
 
@@ -48,14 +48,38 @@ class _Audience:
 
     Attributes:
         watchers: The clients, each with whether it is notified already: not before the reply to its subscribe.
-        is_known: Whether it is known who was there when the first one came.
+        users: The users of the channel, as the clients know them; `None` before they are known.
+        is_known: Set once it is known which users were there when the first client came, or that it will not be.
         task: What watches.
     """
 
     def __init__(self) -> None:
         self.watchers: dict[Watcher, bool] = {}
+        self.users: dict[str, PresentUser] | None = None
         self.is_known: asyncio.Event = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
+
+    def take(
+        self, item: PresenceSnapshot | PresenceChange
+    ) -> tuple[Mapping[str, PresentUser], Mapping[str, PresentUser]]:
+        """Return the users who have joined, and who have left.
+
+        Those of the first snapshot were there before. While the channel exchanges numbers alone there are none: what
+        has changed meanwhile is known afterwards.
+        """
+        users = self.users
+        if isinstance(item, PresenceSnapshot):
+            if item.counts_only:
+                return {}, {}
+            self.users = now = dict(item.users)
+            if users is None:
+                return {}, {}
+            return _without(now, users), _without(users, now)
+        if users is None:
+            return {}, {}
+        left = {name: users.pop(name) for name in item.left}
+        users |= {**item.joined, **item.updated}
+        return item.joined, left
 
 
 class Audiences:
@@ -84,49 +108,36 @@ class Audiences:
             async with asyncio.timeout(_KNOWN_SECONDS):
                 await audience.is_known.wait()
 
-    def begin(self, channel: str, watcher: Watcher, info: Any) -> None:
-        """Notify a client from now on: first of its own join, with the `info` of its user."""
-        audience = self._audiences.get(channel)
-        if audience is None:
-            return
-        audience.watchers[watcher] = True
-        if watcher.user is not None:
-            own = {"info": info_of(watcher.user, info, watcher.encoding)}
+    def begin(self, channel: str, watcher: Watcher) -> None:
+        """Notify a client that is prepared from now on: first of its own join."""
+        self._audiences[channel].watchers[watcher] = True
+        if (who := watcher.who) is not None:
+            own = {"info": info_of(who.user, who.info, watcher.encoding)}
             watcher.push(watcher.encoding.push(channel, "join", own))
 
     def discard(self, channel: str, watcher: Watcher) -> None:
-        """Notify a client no more; one that is not notified changes nothing."""
-        audience = self._audiences.get(channel)
-        if audience is not None:
-            audience.watchers.pop(watcher, None)
-            if not audience.watchers:
-                del self._audiences[channel]
-                assert audience.task is not None
-                audience.task.cancel()
+        """Notify a client that is prepared no more."""
+        audience = self._audiences[channel]
+        del audience.watchers[watcher]
+        if not audience.watchers:
+            del self._audiences[channel]
+            assert audience.task is not None
+            audience.task.cancel()
 
     async def _watch(self, channel: str, audience: _Audience) -> None:
-        users: dict[str, PresentUser] = {}
-        with suppress(BackplaneError):  # it has stopped
+        try:
             async with self._backplane.watch(channel) as presence:
                 async for item in presence:
-                    gone = users
-                    if isinstance(item, PresenceSnapshot):
-                        joined = {name: user for name, user in item.users.items() if name not in users}
-                        left = [name for name in users if name not in item.users]
-                        users = dict(item.users)
-                    else:
-                        joined, left = dict(item.joined), list(item.left)
-                        users = {name: user for name, user in users.items() if name not in item.left}
-                        users |= joined | dict(item.updated)
-                    if not audience.is_known.is_set():
-                        audience.is_known.set()
-                        continue
+                    joined, left = audience.take(item)
+                    audience.is_known.set()
                     for name, user in joined.items():
                         await _push(audience.watchers, channel, "join", name, user.info)
-                    for name in left:
-                        await _push(
-                            audience.watchers, channel, "leave", name, gone[name].info if name in gone else None
-                        )
+                    for name, user in left.items():
+                        await _push(audience.watchers, channel, "leave", name, user.info)
+        except BackplaneError:  # it has stopped, or this is no channel name, which the join raises too
+            pass
+        finally:
+            audience.is_known.set()
 
 
 async def _push(watchers: Mapping[Watcher, bool], channel: str, name: str, user: str, info: Any) -> None:
@@ -136,7 +147,8 @@ async def _push(watchers: Mapping[Watcher, bool], channel: str, name: str, user:
         for encoding in (JSON, PROTOBUF)
     }
     for number, watcher in enumerate(tuple(watchers), 1):
-        if watchers.get(watcher) and (name != "join" or watcher.user != user):
+        is_own_join = name == "join" and watcher.who is not None and watcher.who.user == user
+        if watchers.get(watcher) and not is_own_join:
             watcher.push(pushes[watcher.encoding.name])
         if not number % _SLICE:
             await asyncio.sleep(0)
@@ -148,3 +160,7 @@ def info_of(user: str, info: Any, encoding: Encoding) -> dict[str, Any]:
     if info is not None:
         found["conn_info"] = as_json(encoding, info)
     return found
+
+
+def _without(users: Mapping[str, PresentUser], others: Mapping[str, PresentUser]) -> Mapping[str, PresentUser]:
+    return {name: user for name, user in users.items() if name not in others}

@@ -74,6 +74,7 @@ class SdkClient:
     Args:
         service: What the application has configured, and what commands do.
         encoding: In which the client speaks.
+        who: Its user, where the handler of the endpoint knows it.
         native_pings: The client wants pings of WebSocket in place of the protocol's.
 
     Attributes:
@@ -82,6 +83,7 @@ class SdkClient:
         held: The channels whose messages are not sent at present.
         identify: Takes the user of the client, where its token or a hook names it.
         pong_seconds: As the service has it.
+        who: Its user: the one that a token or a hook names, else the one above.
     """
 
     __slots__ = (
@@ -90,7 +92,6 @@ class SdkClient:
         "_bucket",
         "_driver",
         "_flow",
-        "_info",
         "_large_replies",
         "_native_pings",
         "_permits",
@@ -98,32 +99,34 @@ class SdkClient:
         "_stale",
         "_state",
         "_subscriptions",
-        "_user",
         "connection",
         "encoding",
         "held",
         "identify",
+        "who",
     )
 
+    # Each from a moment on: `begin`, `opened`, `serve` of the endpoint.
+    _driver: ConnectionDriver
     connection: Connection
     _asked: AskedChannels
     _flow: CommandFlow
+    _stale: asyncio.TimerHandle
     identify: Callable[[Who], Awaitable[None]]
 
-    def __init__(self, service: Service, encoding: Encoding, *, native_pings: bool = False) -> None:
+    def __init__(
+        self, service: Service, encoding: Encoding, *, who: Who | None = None, native_pings: bool = False
+    ) -> None:
         self._service = service
         self.encoding: Encoding = encoding
+        self.who: Who | None = who
         self._native_pings = native_pings
-        self._driver: ConnectionDriver | None = None
         self._state = "new"  # then "refused" or "connected"
         self._subscriptions: dict[str, SdkSubscription] = {}
         self.held: dict[str, list[Batch] | None] = {}
         self._permits: asyncio.Lock | None = None
         self._large_replies: asyncio.Lock | None = None
         self._awaits_pong = False
-        self._stale: asyncio.TimerHandle | None = None
-        self._user: str | None = None
-        self._info: Any = None
         self._bucket: TokenBucket | None = None
 
     # --- the connection: backplane.connection.client_protocol ---
@@ -158,7 +161,7 @@ class SdkClient:
         subscription.joined = joined
 
     def missed(self, batch: Batch) -> None:
-        """Take what a join gives back: it is part of the reply."""
+        """Take what a join gives back: it is part of the reply, or follows it."""
         self._subscriptions[batch[0].channel].missed = batch
 
     def left(self, channel: str) -> None:
@@ -180,7 +183,6 @@ class SdkClient:
         if subscription.joined is None:  # it begins after the gap
             self.held[channel] = []
             return
-        assert self._driver is not None
         self.held[channel] = None
         if subscription.is_server_side:
             self._driver.closing.close_in_turn(CloseCode.MESSAGES_MISSED, "")
@@ -212,7 +214,6 @@ class SdkClient:
     def opened(self, connection: Connection) -> None:
         """Wait for the connect command."""
         self.connection = connection
-        assert self._driver is not None
         limits = self._driver.policy.limits
         self._bucket = bucket_of(limits)
         self._asked = AskedChannels(limits.max_channels)
@@ -220,12 +221,11 @@ class SdkClient:
         self._stale = asyncio.get_running_loop().call_later(_STALE_SECONDS, self._give_up)
 
     def closed(self, _: Connection) -> None:
-        """End: drop what refers to this."""
-        if self._stale is not None:
-            self._stale.cancel()
+        """End: drop what refers to this. No command runs any more, and no timer is left that calls this."""
+        self._stale.cancel()
         for channel in tuple(self._subscriptions):
             self._remove(channel)
-        self._driver = None
+        del self._driver
 
     async def received(self, connection: Connection, frame: str | bytes) -> None:
         """Take one frame: its commands, in their order."""
@@ -237,8 +237,7 @@ class SdkClient:
                 if not number % _SLICE:
                     await asyncio.sleep(0)
         except BadFrameError as error:
-            if self._driver is not None:
-                self._driver.log(logger, logging.INFO, "closing connection %s, a bad request: %s", connection.id, error)
+            self._driver.log(logger, logging.INFO, "closing connection %s, a bad request: %s", connection.id, error)
             await connection.close(Disconnect.BAD_REQUEST, "bad request")
 
     async def _take(self, command: Command) -> None:
@@ -275,8 +274,8 @@ class SdkClient:
 
     @property
     def user(self) -> str | None:
-        """The user of the client, from its token or a hook, or from the handler of the endpoint."""
-        return self._user or (None if self._driver is None else self._driver.user)
+        """The name of its user."""
+        return None if self.who is None else self.who.user
 
     async def name_user(self, who: Who) -> None:
         """Take the user of the client, which its token or a hook names.
@@ -284,7 +283,7 @@ class SdkClient:
         Raises:
             TooManyConnectionsError: The user has as many connections as are allowed.
         """
-        self._user, self._info = who.user, who.info
+        self.who = who
         await self.identify(who)
 
     @property
@@ -333,7 +332,6 @@ class SdkClient:
         Args:
             joined: The channel that has been joined, and must be left if the client does not read.
         """
-        assert self._driver is not None
         self._large_replies = self._large_replies or asyncio.Lock()
         try:
             async with self._large_replies:
@@ -348,7 +346,7 @@ class SdkClient:
     def _refuse(self, command: Command, error: Exception, reason: str = "") -> None:
         """Answer a command that failed by an error, or close the client, and log why."""
         driver = self._driver
-        if driver is None or driver.is_over:
+        if driver.is_over:
             return
         answer, reason = error_of(error), reason or str(error) or type(error).__name__
         if answer is None:
@@ -372,7 +370,7 @@ class SdkClient:
                 self._release(subscription)
         elif command.name == "subscribe" and (found := self._subscriptions.get(command.body["channel"])) is not None:
             if found.shows_presence:
-                self._service.audiences.begin(found.channel, self, self._info)
+                self._service.audiences.begin(found.channel, self)
             self._release(found)
 
     # --- commands ---
@@ -401,9 +399,7 @@ class SdkClient:
         await self._join_all(accepted.channels, body.get("subs") or {})
         if self._subscriptions:  # of these, and of commands of the application meanwhile
             result["subs"] = {name: each.result(self.encoding) for name, each in self._subscriptions.items()}
-        if self._stale is not None:
-            self._stale.cancel()
-            self._stale = None
+        self._stale.cancel()
         self._state = "connected"
         return result
 
@@ -463,7 +459,6 @@ class SdkClient:
             if subscription.shows_presence:
                 await self._service.audiences.prepare(channel, self)
             if subscription.is_permitted:
-                assert self._driver is not None
                 await self._driver.join_permitted(channel, subscription.recovery.since)
             else:
                 await self.connection.join(channel, since=subscription.recovery.since)
@@ -508,7 +503,6 @@ class SdkClient:
 
     async def _rpc(self, command: Command) -> Mapping[str, Any]:
         body = command.body
-        assert self._driver is not None
         data = await self._service.rpcs.call(
             body.get("method", ""), self.connection, body.get("data", b""), self._driver.policy.bursts
         )
@@ -546,10 +540,11 @@ class SdkClient:
     # --- subscriptions ---
 
     def _announce(self, subscription: SdkSubscription) -> None:
-        """Notify the client that the application let it join a channel; before its connect the reply to that does."""
-        if self._state == "connected" and self._subscriptions.get(subscription.channel) is subscription:
+        """Notify the client that the application let it join a channel, if the reply to its connect does not."""
+        channel = subscription.channel
+        if self._state == "connected" and self._subscriptions.get(channel) is subscription and channel in self.held:
             result = subscription.result(self.encoding)
-            self._transmit(self.encoding.push(subscription.channel, "subscribe", result))
+            self._transmit(self.encoding.push(channel, "subscribe", result))
             self._release(subscription)
 
     def _release(self, subscription: SdkSubscription) -> None:
@@ -558,8 +553,10 @@ class SdkClient:
         if held is None:  # a gap came meanwhile, and nothing more is sent
             return
         del self.held[subscription.channel]
+        missed, subscription.missed = subscription.missed, None
+        if missed is not None:  # of a join by the application
+            self._driver.sender.offer_missed(missed.enveloped(self.envelope))
         for batch in held:
-            assert self._driver is not None
             self._driver.offer(batch)
 
     def _lost(self, subscription: SdkSubscription) -> None:
@@ -585,8 +582,7 @@ class SdkClient:
 
     def _leave(self, channel: str) -> None:
         self._remove(channel)
-        if self._driver is not None:
-            self._driver.leave_now(channel)
+        self._driver.leave_now(channel)
 
     def _remove(self, channel: str) -> SdkSubscription | None:
         subscription = self._subscriptions.pop(channel, None)
@@ -596,7 +592,7 @@ class SdkClient:
                 self._service.audiences.discard(channel, self)
             if subscription.expiry is not None:
                 subscription.expiry.cancel()
-            if subscription.turn is not None and self._driver is not None:
+            if subscription.turn is not None:
                 self._driver.policy.turns.remove(subscription, subscription.turn)
                 subscription.turn = None
         return subscription
@@ -611,19 +607,17 @@ class SdkClient:
         self._transmit(self.encoding.push(channel, "unsubscribe", {"code": int(code), "reason": reason}))
 
     def _transmit(self, data: str | bytes) -> None:
-        if self._driver is not None and not self._driver.is_over:
+        if not self._driver.is_over:
             self._driver.transmit(data)
 
     def _transmit_at_join(self, data: str | bytes, channel: str) -> None:
         """Send a reply that makes no client too slow: of a join, or a large one."""
-        if self._driver is not None:
-            outbox = self._driver.outbox
-            outbox.allow(channel, 1, len(data))
-            self._transmit(data)
-            outbox.settle()
+        outbox = self._driver.outbox
+        outbox.allow(channel, 1, len(data))
+        self._transmit(data)
+        outbox.settle()
 
     def _give_up(self) -> None:
-        if self._driver is not None:
-            words = "closing connection %s: no connect within %g s"
-            self._driver.log(logger, logging.INFO, words, self._driver.id, _STALE_SECONDS)
-            self._driver.closing.close(Disconnect.STALE, "stale")
+        words = "closing connection %s: no connect within %g s"
+        self._driver.log(logger, logging.INFO, words, self._driver.id, _STALE_SECONDS)
+        self._driver.closing.close(Disconnect.STALE, "stale")

@@ -133,7 +133,7 @@ class Centrifugal:
         encoding, subprotocol = _encoding(websocket.scope["subprotocols"], websocket.query_params)
         native_pings = websocket.query_params.get("cf_ws_frame_ping_pong") == "true"
         options["limits"] = self._limits(options.get("limits") or self._backplane.limits, native_pings)
-        client = SdkClient(self._service, encoding, native_pings=native_pings)
+        client = SdkClient(self._service, encoding, who=options.get("presence"), native_pings=native_pings)
         options["subprotocol"] = subprotocol
         scope = cast("ConnectionScope", self._backplane.connect(websocket, **options))
         scope.speak(client)

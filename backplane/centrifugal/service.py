@@ -296,8 +296,7 @@ async def _result(answer: Awaitable[_ResultT] | _ResultT) -> _ResultT:
 
 def _envelope_of(encoding: Encoding) -> EnvelopeFunction:
     def envelope(item: Message | Gap | Joined) -> str | bytes | None:
-        if not isinstance(item, Message):
-            return None
+        assert isinstance(item, Message), "of gaps and joins the client notifies by itself"
         position = item.position
         offset = None if position is None else position.compact
         return encoding.publication(item.channel, item.data, is_json=item.is_json, offset=offset)

@@ -71,7 +71,7 @@ class SdkSubscription:
         is_permitted: A token permits it: `Backplane.authorize` is not asked.
         is_server_side: The server subscribed the client: pushes go to other handlers of its application.
         joined: The notice of its join, once that has come.
-        missed: What the join gives back.
+        missed: What the join gives back: to a client that comes back with the result, else as publications after it.
         expiry: The timer that ends it.
         on_turn: What is called with it when it has its turn among those that a gap concerns.
         turn: Its place among them.
@@ -119,20 +119,21 @@ class SdkSubscription:
 
     @property
     def is_recovered(self) -> bool:
-        """Whether the client gets everything that it missed."""
+        """Whether the client came back and gets everything that it missed."""
         joined = self.joined
-        if joined is None or not joined.resumed or not self.keeps_history:
+        if not self.recovery.is_wanted or joined is None or not joined.resumed or not self.keeps_history:
             return False
         missed = self.missed or ()
         return len(missed) <= MOST_RECOVERED and all(_offset(message) is not None for message in missed)
 
     def result(self, encoding: Encoding) -> dict[str, Any]:
-        """Return the subscribe result, which takes what the join gave back."""
+        """Return the subscribe result. It takes what the join gave back, which otherwise follows it: see `missed`."""
         result: dict[str, Any] = {"recoverable": True, "positioned": True}
-        joined, recovery, missed = self.joined, self.recovery, self.missed
-        recovered, self.missed = self.is_recovered, None
+        joined, recovery, recovered = self.joined, self.recovery, self.is_recovered
+        missed: Batch | None = None
         if recovery.is_wanted:
             result["was_recovering"] = True
+            missed, self.missed = self.missed, None
         if not self.keeps_history:
             result["epoch"] = os.urandom(8).hex()
             return result

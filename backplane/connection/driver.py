@@ -245,10 +245,13 @@ class ConnectionDriver(BaseSubscriber):
         return was_joined
 
     def identify(self, presence: ChannelPresence | None) -> None:
-        """Take the user of a client that names it after its handshake, and before it joins a channel."""
-        if self._options is None:
-            self._options = SubscriberOptions()
+        """Take the user of a client of a protocol that names it after its handshake: it is present where that is."""
+        assert self._options is not None, "a client of a protocol has options"
+        if (former := self._options.presence) is not None:
+            for channel in self._channels:
+                former.left(self, channel)
         self._options.presence = presence
+        self._enter_channels()
 
     def send(self, data: str | bytes) -> None:
         """Send what the application itself sends, after what waits, without an envelope. Does not raise."""

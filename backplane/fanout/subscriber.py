@@ -211,7 +211,7 @@ class BaseSubscriber(ABC):
         """Take the notice that messages may be missing. Called by the hub."""
 
     def _enter_channels(self) -> None:
-        """Be present in the channels that were joined in the handshake, which is done."""
+        """Be present in the channels that were joined before: the handshake is done, or the user is known."""
         if (presence := self._presence) is not None:
             for channel in self._channels:
                 presence.entered(self, channel)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from backplane.centrifugal.client import SdkClient
+from backplane.connection.client_protocol import ClientProtocol
 from backplane.connection.limits import Limits
 from backplane.connection.policy import ConnectionPolicy
+from backplane.errors import JoinRefusedError
 from backplane.message import Gap, Joined, Message
 from tests.unit.connection.world import World, bounded, finish, lane_of, received_from, what_happened
 from tests.unit.doubles import until_idle
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from backplane.connection.connection import Connection
     from backplane.connection.driver import ConnectionDriver
     from backplane.fanout.batch import Batch
+    from backplane.fanout.subscriber_options import ChannelPresence
     from tests.unit.sockets import FakeSocket
 
 pytestmark = pytest.mark.anyio
@@ -82,6 +86,13 @@ async def speaking(world: World, policy: ConnectionPolicy | None = None) -> tupl
     assert protocol.events.pop() == connection.id
     driver_of(connection).accepted()
     return connection, socket, protocol
+
+
+def test_members() -> None:
+    """The protocol of these tests, and the SDK clients, have all that a connection asks a protocol for."""
+    members = {name for name in vars(ClientProtocol) if not name.startswith("_")}
+    assert {"begin", "close_frame"} <= members <= set(dir(Protocol()))
+    assert members <= set(dir(SdkClient))
 
 
 async def test_messages(world: World) -> None:
@@ -212,3 +223,50 @@ async def test_native_pings(lane_world: World) -> None:
     lane_of(socket)
     beat(connection, 10)
     assert (socket.sent, lane_of(socket).pings) == ([], 1)
+
+
+async def test_joins_that_a_token_permits(world: World) -> None:
+    """They are joins about which the application is not asked, with a position as any other."""
+    world.keeping_hub.keep("kept", "1")
+    connection, _, protocol = await speaking(world, ConnectionPolicy(authorize=lambda _, __: False))
+    with pytest.raises(JoinRefusedError):
+        await connection.join("kept")
+    await driver_of(connection).join_permitted("kept", "-")
+    assert list(connection.channels) == ["kept"]
+    assert [type(event) for event in protocol.events] == [Joined]
+
+
+class Attended:
+    """The presence of one client, which keeps where it is.
+
+    Attributes:
+        user: Its user.
+        channels: Where it is present.
+    """
+
+    def __init__(self) -> None:
+        self.user = "ann"
+        self.channels: list[str] = []
+
+    def entered(self, _: Connection, channel: str) -> None:
+        """Keep it."""
+        self.channels.append(channel)
+
+    def left(self, _: Connection, channel: str) -> None:
+        """Drop it."""
+        self.channels.remove(channel)
+
+
+async def test_user_that_is_named_after_the_handshake(world: World) -> None:
+    """It is the user of the client from then on, present in what the client has joined and joins; the former is not."""
+    connection, _, _ = await speaking(world)
+    await connection.join("a")
+    assert driver_of(connection).user is None
+    first, second = Attended(), Attended()
+    driver_of(connection).identify(cast("ChannelPresence", first))
+    await connection.join("b")
+    assert (driver_of(connection).user, first.channels) == ("ann", ["a", "b"])
+    driver_of(connection).identify(cast("ChannelPresence", second))
+    assert (first.channels, second.channels) == ([], ["a", "b"])
+    await connection.close()
+    assert second.channels == []

@@ -157,6 +157,17 @@ def test_apply() -> None:
     assert [message.data for message in left] == ["<a>"]
 
 
+def test_held() -> None:
+    """Messages of a channel that is held are kept or dropped; those of others, and what is left of none, are not."""
+    options = SubscriberOptions(envelope=lambda item: f"<{item.channel}>")
+    options.held = kept = {"a": list[Batch](), "b": None}
+    first, second, other = (Batch(Message(channel=channel, data="1")) for channel in ("a", "b", "c"))
+    assert [len(options.apply(batch)) for batch in (first, second, other, Batch())] == [0, 0, 1, 0]
+    assert kept == {"a": [first], "b": None}
+    kept.clear()
+    assert [message.data for message in options.apply(first)] == ["<a>"]
+
+
 def test_resumed() -> None:
     """Every join that passed a position must be resumed; one that is not decides."""
     resumed = Joined(channel="a", resumed=True)
