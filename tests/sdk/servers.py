@@ -135,7 +135,13 @@ async def running_workers(
     async with AsyncExitStack() as stack:
         for worker in workers:
             worker.launch()
-            stack.push_async_exit(partial(asyncio.to_thread, worker.__exit__))
+            stack.push_async_exit(partial(_end, worker))
         for worker in workers:
             await asyncio.to_thread(worker.wait_until_ready)
         yield workers
+
+
+async def _end(
+    worker: SdkServer, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+) -> None:
+    await asyncio.to_thread(worker.__exit__, kind, error, traceback)
