@@ -61,7 +61,8 @@ async def test_links_cut_and_broker_ended(
             proxy.lead_to(workers[1].url)
         numbers.stop()
         await until_up_to_date(client, numbers)
-    missing = check(client.events, numbers.confirmed)
+    may_repeat = target.lossless and channel.startswith("plain")
+    missing = check(client.events, numbers.confirmed, may_repeat=may_repeat)
     recovered = [event["recovered"] for event in client.events if event.get("was_recovering")]
     assert recovered
     if channel.startswith("plain"):
@@ -70,7 +71,7 @@ async def test_links_cut_and_broker_ended(
     elif storage == "redis, nothing kept":
         assert not all(recovered)
     else:
-        assert (missing, all(recovered)) == ([], True)
+        assert (missing, all(recovered)) == (set(), True)
 
 
 async def until_up_to_date(client: SdkClient, numbers: Numbers) -> None:
