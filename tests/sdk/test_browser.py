@@ -135,7 +135,7 @@ KINDS: Final = {"json": "/fast", "protobuf": "/fast", "script": "/enveloped"}
 async def test_pages(
     kind: str, channel: str, faults: Sequence[Fault], target: FaultTarget, page: Page, own: str, tmp_path: Path
 ) -> None:
-    """A page has all that was published where there is a history; otherwise it is told where something is missing."""
+    """A page has all that was published where there is a history; otherwise each hole is reported."""
     channel += own
     async with target.proxy as links:
         environment = {"BACKPLANE_URL": links.url, "BROWSER_BUILDS": str(builds()), **HISTORY}
