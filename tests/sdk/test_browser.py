@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -34,7 +36,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(150)]
 logger = logging.getLogger(__name__)
 
 _MESSAGES: Final = 10  # for which a fault lasts: a second
-_DEAD_SECONDS: Final = 2.0  # more than the `ping_seconds + pong_seconds` of /fast
+_MESSAGES_ASLEEP: Final = 25  # for longer than `ping_seconds + pong_seconds` of /fast
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,12 +93,21 @@ async def worker_killed(scene: Scene) -> None:
     scene.proxy.lead_to(scene.workers[1].url)
 
 
-async def frozen(scene: Scene) -> None:
-    """The page is frozen for longer than its connection lives, as on a laptop that sleeps, and comes back."""
-    await scene.browser.send("Page.setWebLifecycleState", {"state": "frozen"})
-    await scene.numbers.more(_MESSAGES)
-    await asyncio.sleep(_DEAD_SECONDS)  # the worker closes the connection meanwhile
-    await scene.browser.send("Page.setWebLifecycleState", {"state": "active"})
+async def asleep(scene: Scene) -> None:
+    """The page's process is suspended, as on a laptop that sleeps, for longer than its connection lives without pongs.
+
+    A headless Chromium goes on running a page whose lifecycle state is set to frozen.
+    """
+    assert scene.page.context.browser is not None
+    session = await scene.page.context.browser.new_browser_cdp_session()
+    processes = (await session.send("SystemInfo.getProcessInfo"))["processInfo"]
+    renderers = [process["id"] for process in processes if process["type"] == "renderer"]
+    assert renderers
+    for pid in renderers:
+        os.kill(pid, signal.SIGSTOP)
+    await scene.numbers.more(_MESSAGES_ASLEEP)
+    for pid in renderers:
+        os.kill(pid, signal.SIGCONT)
 
 
 async def links_cut(scene: Scene) -> None:
@@ -115,7 +126,7 @@ async def broker_restarted(scene: Scene) -> None:
 Fault = Callable[[Scene], Awaitable[None]]
 
 FAULTS: Final[Sequence[Fault]] = (
-    offline, network_cut, network_silent, frozen, links_cut, broker_restarted, worker_killed,
+    offline, network_cut, network_silent, asleep, links_cut, broker_restarted, worker_killed,
 )  # fmt: skip
 QUICK: Final[Sequence[Fault]] = (offline, worker_killed)
 KINDS: Final = {"json": "/fast", "protobuf": "/fast", "script": "/enveloped"}
