@@ -5,7 +5,6 @@ A page on channels with a history loses nothing; without one each hole has its `
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import signal
@@ -140,6 +139,7 @@ KINDS: Final = {"json": "/fast", "protobuf": "/fast", "script": "/enveloped"}
         *(
             pytest.param(*case, FAULTS, id="-".join(case), marks=pytest.mark.full)
             for case in product(KINDS, ("redis", "nats", "kafka"), ("kept", "plain"))
+            if case[::2] != ("script", "plain")  # it has no position there, and a page loads again after each close
         ),
     ],
 )
