@@ -3,6 +3,8 @@
 A page on channels with a history loses nothing; without one each hole has its `recovered: false`.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import logging
