@@ -161,8 +161,16 @@ class SdkClient:
         subscription.joined = joined
 
     def missed(self, batch: Batch) -> None:
-        """Take what a join gives back: it is part of the reply, or follows it."""
-        self._subscriptions[batch[0].channel].missed = batch
+        """Take what is given back before the reply: the first is part of it, what comes after other messages is not."""
+        channel = batch[0].channel
+        held = self.held[channel]
+        if held is None:  # after a gap
+            return
+        subscription = self._subscriptions[channel]
+        if held or subscription.missed is not None:
+            held.append(batch)
+        else:
+            subscription.missed = batch
 
     def left(self, channel: str) -> None:
         """Notify the client that the application let it leave a channel; not before it knows that it has joined."""

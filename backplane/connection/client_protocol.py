@@ -51,7 +51,10 @@ class ClientProtocol(Protocol):
         """Take the notice of a join, before any message of the channel that is not held."""
 
     def missed(self, batch: Batch, /) -> None:
-        """Take what a join gives back, in the same pass of the event loop as the notice of the join."""
+        """Take what is given back of a channel that is held: by a join, right after its notice, or after a loss.
+
+        What is given back of other channels is sent as messages are.
+        """
 
     def left(self, channel: str, /) -> None:
         """Take the notice that a channel was left, by whatever means."""

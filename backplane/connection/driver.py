@@ -278,10 +278,10 @@ class ConnectionDriver(BaseSubscriber):
             self._failed(error)
 
     def offer_missed(self, batch: Batch, /) -> None:
-        """Take what a join gives back. Does not raise: where it fails the client is closed."""
+        """Take what is given back, at a join or after a loss. Does not raise: where it fails the client is closed."""
         try:
             batch = batch.for_token(self.token) if batch.excludes else batch
-            if self._protocol is not None:
+            if batch and self._protocol is not None and batch[0].channel in self._protocol.held:
                 return self._protocol.missed(batch)
             if self._options is not None:
                 batch = self._options.apply(batch)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.chromium import chromium_page
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
@@ -46,15 +46,5 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 async def page() -> AsyncGenerator[Page]:
     """A page of a headless Chromium."""
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        missing = "no browser found: install chromium"
-        if os.environ.get("CI") == "true":
-            pytest.fail(missing)
-        pytest.skip(missing)
-    from playwright.async_api import async_playwright  # most tests need none
-
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield await browser.new_page()
-        await browser.close()
+    async with chromium_page() as opened:
+        yield opened

@@ -17,10 +17,13 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from backplane import Backplane, Connection, History, Presence, TokenExpiredError
+from backplane.centrifugal.client import SdkClient
 from backplane.centrifugal.codes import CommandError
 from backplane.centrifugal.endpoint import Accepted, Centrifugal, ConnectRequest
 from backplane.centrifugal.tokens import ConnectClaims, SubscribeClaims
 from backplane.errors import InvalidTokenError
+from backplane.fanout.batch import Batch
+from backplane.message import Message
 from backplane.server.uvicorn import DirectLaneProtocol
 from tests.server_in_loop import serving_in_loop
 
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
     from websockets.asyncio.client import ClientConnection
 
+    from backplane.centrifugal.subscriptions import SdkSubscription
+    from backplane.message import Position
     from tests.server_in_loop import ServerInLoop
 
 pytestmark = pytest.mark.anyio
@@ -433,6 +438,42 @@ async def test_a_gap(site: Site) -> None:
         assert again["subscribe"]["was_recovering"]
         await site.backplane.publish("a", 2)
         assert await replies(client) == [{"push": {"channel": "a", "pub": {"data": 2}}}]
+
+
+async def test_what_is_given_back_after_a_loss(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A subscribed client is sent it; before the reply to a subscribe it waits; after a gap it is dropped."""
+    async with site.client() as client:
+        await connected(client)
+        await ask(client, 2, "subscribe", channel="rec:a")
+        runtime = site.backplane._runtime  # pyright: ignore[reportPrivateUsage]
+        assert runtime is not None
+        hub = runtime.hub
+
+        def give_back(channel: str, data: str, position: Position | None = None) -> None:
+            batch = Batch(Message(channel=channel, data=data, position=position))
+            hub._give_back(channel, batch)  # pyright: ignore[reportPrivateUsage]
+            hub._flush()  # pyright: ignore[reportPrivateUsage]
+
+        give_back("rec:a", "missed")
+        assert await replies(client) == [{"push": {"channel": "rec:a", "pub": {"data": "missed"}}}]
+        hub.gaps.notify(_gap("rec:a"))
+        give_back("rec:a", "dropped")
+        lost = {"code": 2500, "reason": "insufficient state"}
+        assert await replies(client) == [{"push": {"channel": "rec:a", "unsubscribe": lost}}]
+
+        announce = SdkClient._announce  # pyright: ignore[reportPrivateUsage]
+
+        def announce_late(self: SdkClient, subscription: SdkSubscription) -> None:
+            assert subscription.joined is not None
+            give_back("rec:b", "in the position of the reply", subscription.joined.position)
+            give_back("rec:b", "after the reply")
+            announce(self, subscription)
+
+        monkeypatch.setattr(SdkClient, "_announce", announce_late)
+        await site.backplane.join(channel="rec:b", user="ann")
+        subscribed, publication = await replies(client, 2)
+        assert list(subscribed["push"]) == ["channel", "subscribe"]
+        assert publication == {"push": {"channel": "rec:b", "pub": {"data": "after the reply"}}}
 
 
 async def test_a_gap_of_a_server_side_subscription(site: Site) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI, WebSocket
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 
 from backplane import Backplane, Connection, History, InvalidTokenError, Presence, TokenExpiredError
 from backplane.centrifugal import Accepted, Centrifugal, CommandError, ConnectClaims, ConnectRequest, SubscribeClaims
+from backplane.client_routes import client_routes
 
 if TYPE_CHECKING:
     from backplane import Client
@@ -105,6 +109,23 @@ async def accept_client(websocket: WebSocket) -> None:
 async def accept_fast_client(websocket: WebSocket) -> None:
     """Serve a client that is sent a ping each second."""
     await fast.serve(websocket)
+
+
+@app.websocket("/enveloped/{channel}")
+async def accept_page(websocket: WebSocket, channel: str, since: str = "") -> None:
+    """Serve a page with the script of the package."""
+    await backplane.hand_over(websocket, channel, since=since, envelope="json")
+
+
+@app.get("/page")
+async def page() -> FileResponse:
+    """Serve the page of the browser tests."""
+    return FileResponse(Path(__file__).with_name("page.html"))
+
+
+app.mount("/client", client_routes())
+if "BROWSER_BUILDS" in os.environ:
+    app.mount("/builds", StaticFiles(directory=os.environ["BROWSER_BUILDS"]))
 
 
 @app.post("/control/publish")

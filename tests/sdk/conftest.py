@@ -9,6 +9,9 @@ from uuid import uuid4
 import pytest
 
 from backplane.testing import FaultProxy
+from tests.brokers.redis import RedisConfig
+from tests.chaos.target import FaultTarget
+from tests.chromium import chromium_page
 from tests.sdk.install import MissingError
 from tests.sdk.sdk import PROGRAMS, Program, SdkClient, running
 from tests.sdk.servers import SERVERS, SdkServer, command_of
@@ -16,6 +19,8 @@ from tests.sdk.servers import SERVERS, SdkServer, command_of
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
     from pathlib import Path
+
+    from playwright.async_api import Page
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +69,24 @@ async def client(program: Program, tmp_path: Path) -> AsyncGenerator[SdkClient]:
     """A client of the program."""
     async with running(program, tmp_path) as started:
         yield started
+
+
+@pytest.fixture
+def target(request: pytest.FixtureRequest, storage: str) -> FaultTarget:
+    """A broker that the test breaks: all but `redis, nothing kept` keep the history over a restart."""
+    name, _, volatile = storage.partition(", ")
+    start = request.getfixturevalue(f"private_{name}")
+    if name == "redis":
+        keep = () if volatile else ("--appendonly", "yes", "--appendfsync", "always")
+        return FaultTarget.of(name, start(RedisConfig(arguments=keep)))
+    return FaultTarget.of(name, start(jetstream=True) if name == "nats" else start())
+
+
+@pytest.fixture
+async def page() -> AsyncGenerator[Page]:
+    """A page of a headless Chromium."""
+    async with chromium_page() as opened:
+        yield opened
 
 
 def skip_without(reason: str) -> NoReturn:

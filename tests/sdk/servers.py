@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from functools import partial
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -17,10 +19,10 @@ from tests.sdk.install import reference_server
 from tests.server_process import server_process
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncGenerator, Mapping, Sequence
     from types import TracebackType
 
-__all__ = ["SERVERS", "SdkServer", "command_of"]
+__all__ = ["SERVERS", "SdkServer", "command_of", "running_workers"]
 
 SERVERS: Final = ("ours", pytest.param("reference", marks=pytest.mark.full))
 """Which servers the scenarios run against, by default and with `--chaos=full`. `"ours"` is tests/sdk/app.py."""
@@ -71,10 +73,25 @@ class SdkServer:
 
     def restart(self) -> None:
         """Kill it and start it again on the same port; what it kept in memory is lost."""
-        self._process.kill()
-        self._process.wait()
-        self._running.close()
+        self.kill()
         self._start()
+
+    def kill(self) -> None:
+        """Kill it."""
+        self._server.process.kill()
+        self._server.process.wait()
+        self._running.close()
+
+    def launch(self) -> None:
+        """Start it without waiting; from the main thread only."""
+        variables = {"PORT": str(self._port), **self._environment}
+        self._server = self._running.enter_context(
+            server_process(self._command, self._folder, cwd=_HERE, environment=variables, errors=_ERRORS)
+        )
+
+    def wait_until_ready(self) -> None:
+        """Wait until it answers: from any thread, so that an event loop can run meanwhile."""
+        self._server.wait_until(self._is_ready, "it answers")
 
     def __enter__(self) -> Self:
         self._start()
@@ -86,12 +103,8 @@ class SdkServer:
         self._running.__exit__(kind, error, traceback)
 
     def _start(self) -> None:
-        variables = {"PORT": str(self._port), **self._environment}
-        server = self._running.enter_context(
-            server_process(self._command, self._folder, cwd=_HERE, environment=variables, errors=_ERRORS)
-        )
-        self._process = server.process
-        server.wait_until(self._is_ready, "it answers")
+        self.launch()
+        self.wait_until_ready()
 
     def _is_ready(self) -> bool:
         with suppress(OSError, HTTPException):
@@ -111,3 +124,24 @@ class SdkServer:
             return response.status
         finally:
             connection.close()
+
+
+@asynccontextmanager
+async def running_workers(
+    count: int, folder: Path, environment: Mapping[str, str]
+) -> AsyncGenerator[Sequence[SdkServer]]:
+    """Run `ours` several times during the block; this event loop, which may have their proxies, is not blocked."""
+    workers = [SdkServer(command_of("ours"), folder, environment) for _ in range(count)]
+    async with AsyncExitStack() as stack:
+        for worker in workers:
+            worker.launch()
+            stack.push_async_exit(partial(_end, worker))
+        for worker in workers:
+            await asyncio.to_thread(worker.wait_until_ready)
+        yield workers
+
+
+async def _end(
+    worker: SdkServer, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+) -> None:
+    await asyncio.to_thread(worker.__exit__, kind, error, traceback)

@@ -12,6 +12,7 @@ from backplane.connection.client_protocol import ClientProtocol
 from backplane.connection.limits import Limits
 from backplane.connection.policy import ConnectionPolicy
 from backplane.errors import JoinRefusedError
+from backplane.fanout.batch import Batch
 from backplane.message import Gap, Joined, Message
 from tests.unit.connection.world import World, bounded, finish, lane_of, received_from, what_happened
 from tests.unit.doubles import until_idle
@@ -20,7 +21,6 @@ from tests.unit.sockets import driver_of
 if TYPE_CHECKING:
     from backplane.connection.connection import Connection
     from backplane.connection.driver import ConnectionDriver
-    from backplane.fanout.batch import Batch
     from backplane.fanout.subscriber_options import ChannelPresence
     from tests.unit.sockets import FakeSocket
 
@@ -129,13 +129,19 @@ async def test_held_messages(world: World) -> None:
 
 
 async def test_what_a_join_gives_back(world: World) -> None:
-    """It goes to the protocol, and not to the client."""
+    """Of a channel that is held it goes to the protocol, and not to the client; of another one it is sent."""
     world.keeping_hub.keep("kept", "1")
     world.keeping_hub.keep("kept", "2")
     connection, socket, protocol = await speaking(world)
+    protocol.held["kept"] = []
     await connection.join("kept", rewind=2)
     assert protocol.events[1:] == [["1", "2"]]
     assert socket.sent == []
+    protocol.held.clear()
+    driver_of(connection).offer_missed(Batch(Message(channel="kept", data="3")))
+    await until_idle()
+    assert protocol.events[2:] == []
+    assert socket.sent == ["{'3'}"]
 
 
 async def test_leaves(world: World) -> None:
