@@ -11,7 +11,7 @@ import sys
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
-from centrifuge import (
+from centrifuge import (  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
     CentrifugeError,
     Client,
     ClientEventHandler,
@@ -29,7 +29,7 @@ def show(text: str) -> None:
     sys.stdout.flush()
 
 
-class ClientEvents(ClientEventHandler):
+class ClientEvents(ClientEventHandler):  # type: ignore[misc]
     """Shows the end of a client that does not come back."""
 
     async def on_disconnected(self, context: DisconnectedContext) -> None:
@@ -37,7 +37,7 @@ class ClientEvents(ClientEventHandler):
         show(f"disconnected: {context.reason}")
 
 
-class RoomEvents(SubscriptionEventHandler):
+class RoomEvents(SubscriptionEventHandler):  # type: ignore[misc]
     """Shows a room."""
 
     async def on_subscribed(self, context: SubscribedContext) -> None:
@@ -62,7 +62,7 @@ async def follow(server: str, user: str, room: str) -> None:
     async def get_token() -> str:
         request = Request(f"{server}/tokens?user={quote(user)}", method="POST")  # noqa: S310 - the address is the user's own
         with await asyncio.to_thread(urlopen, request, timeout=5) as answer:
-            return json.load(answer)["token"]
+            return str(json.load(answer)["token"])
 
     url = f"{server.replace('http', 'ws', 1)}/connection/websocket"
     client = Client(url, events=ClientEvents(), get_token=get_token)
