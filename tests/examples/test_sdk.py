@@ -79,7 +79,7 @@ def following(command: Sequence[str], server: ExampleServer, user: str, log: Pat
         assert process.wait(SECONDS) == 0, follower.lines()
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def check_program(command: Sequence[str], server: ExampleServer, folder: Path) -> None:
