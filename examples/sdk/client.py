@@ -32,28 +32,28 @@ def show(text: str) -> None:
 class ClientEvents(ClientEventHandler):  # type: ignore[misc]
     """Shows the end of a client that does not come back."""
 
-    async def on_disconnected(self, context: DisconnectedContext) -> None:
+    async def on_disconnected(self, ctx: DisconnectedContext) -> None:
         """Show why."""
-        show(f"disconnected: {context.reason}")
+        show(f"disconnected: {ctx.reason}")
 
 
 class RoomEvents(SubscriptionEventHandler):  # type: ignore[misc]
     """Shows a room."""
 
-    async def on_subscribed(self, context: SubscribedContext) -> None:
+    async def on_subscribed(self, ctx: SubscribedContext) -> None:
         """Show whether messages may be missing: then an application loads its state again."""
-        if not context.was_recovering:
+        if not ctx.was_recovering:
             show("subscribed")
         else:
-            show("restored" if context.recovered else "missed: load again")
+            show("restored" if ctx.recovered else "missed: load again")
 
-    async def on_publication(self, context: PublicationContext) -> None:
+    async def on_publication(self, ctx: PublicationContext) -> None:
         """Show a message; what was missed comes in the same way, in order and once."""
-        show(f"{context.pub.data['author']}: {context.pub.data['text']}")
+        show(f"{ctx.pub.data['author']}: {ctx.pub.data['text']}")
 
-    async def on_unsubscribed(self, context: UnsubscribedContext) -> None:
+    async def on_unsubscribed(self, ctx: UnsubscribedContext) -> None:
         """Show why the SDK does not subscribe again."""
-        show(f"unsubscribed: {context.reason}")
+        show(f"unsubscribed: {ctx.reason}")
 
 
 async def follow(server: str, user: str, room: str) -> None:
