@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +57,13 @@ class Follower:
         self._process.stdin.write(f"{text}\n")
         self._process.stdin.flush()
 
+    @contextmanager
+    def suspended(self) -> Generator[None]:
+        """Stop it during the block, so that it cannot connect."""
+        self._process.send_signal(signal.SIGSTOP)
+        yield
+        self._process.send_signal(signal.SIGCONT)
+
     def lines(self) -> list[str]:
         """Return what it has printed."""
         return self._log.read_text(encoding="utf-8").splitlines()
@@ -93,8 +101,9 @@ def check_program(command: Sequence[str], server: ExampleServer, folder: Path) -
         ada.wait_for("grace: before")
         ada.post("own")
         ada.wait_for("ada: own")
-        server.kill_workers()
-        missed = publish_missed(server)
+        with ada.suspended():
+            server.kill_workers()
+            missed = publish_missed(server)
         ada.wait_for(missed[-1])
         # Between the ends of two workers a program may have been restored twice.
         lines = [line for line in ada.lines() if line != "restored"]
