@@ -16,6 +16,7 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, StringConstraints
 
 from backplane import Backplane, BackplaneError, Gap, History, Limits
+from backplane.client_routes import client_routes
 from backplane.health_routes import health_routes
 
 Room = Annotated[str, Path(pattern=r"^[\w-]{1,40}$")]
@@ -53,6 +54,7 @@ backplane = Backplane(
 rooms = backplane.channel("rooms:{room}", Line)
 app = FastAPI(lifespan=backplane.lifespan)
 app.mount("/health", health_routes(backplane))
+app.mount("/backplane", client_routes())  # the script of the page
 
 
 @app.get("/", include_in_schema=False)

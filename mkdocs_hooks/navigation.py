@@ -34,6 +34,8 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
         "typed-channels",
         "server-sent-events",
         "browser-clients",
+        "sdk-clients",
+        "sdk-clients-tokens-and-rpc",
         "synchronous-code",
         "command-line",
         "testing",

@@ -322,12 +322,13 @@ def test_source_distribution(tmp_path: Path) -> None:
 
 @needs_clone
 def test_wheel(tmp_path: Path) -> None:
-    """The wheel holds the modules, the marker of types, the page of the demo and the script, and nothing else."""
+    """The wheel holds the modules, the marker of types, the script, and what the demo serves, and nothing else."""
     with zipfile.ZipFile(build("wheel", tmp_path)) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
     modules = {name for name in tracked() if name.endswith(".py") and name.startswith(("backplane/", "adapters/"))}
     expected = {re.sub("^adapters/", "backplane/adapters/", name) for name in modules}
-    assert files == expected | {"backplane/py.typed", "backplane/demo/page.html", "backplane/web/client.js"}
+    demo = {f"backplane/demo/{name}" for name in ("page.html", "centrifuge.js", "centrifuge.LICENSE")}
+    assert files == expected | demo | {"backplane/py.typed", "backplane/web/client.js"}
 
 
 @needs_sources
