@@ -8,6 +8,7 @@ import pytest
 
 from backplane import Connection, InvalidTokenError, TokenExpiredError
 from backplane.centrifugal import CommandError
+from backplane.log_bursts import LogBursts
 from tests.docs.test_guides import DOCS, run
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(not DOCS.is_dir(), reason="the documents are away")]
@@ -47,7 +48,7 @@ async def test_own_tokens() -> None:
     names["sessions"]["3f9c"] = ("ada", 0.0)
     with pytest.raises(TokenExpiredError):
         await tokens.connect("3f9c")
-    assert tokens.subscribe("", user="ada", channel="user:ada", client="c1").info is None
+    assert tokens.subscribe("", user="ada", channel="user:ada", client="c1").expires_at is None
     with pytest.raises(InvalidTokenError):
         tokens.subscribe("", user="ada", channel="user:bob", client="c1")
 
@@ -55,10 +56,10 @@ async def test_own_tokens() -> None:
 async def test_rpc() -> None:
     """A client gets an order and the number of orders, the application's error, or what is wrong with its data."""
     rpcs: Any = run(PAGE, "sdk-rpc")["centrifugal"]._service.rpcs
-    connection = cast("Connection", object())
-    assert await rpcs.call("orders.get", connection, b'{"id": 7}') == b'{"id":7,"state":"baking"}'
-    assert await rpcs.call("orders.count", connection, b"") == b"1"
+    connection, bursts = cast("Connection", object()), LogBursts()
+    assert await rpcs.call("orders.get", connection, b'{"id": 7}', bursts) == b'{"id":7,"state":"baking"}'
+    assert await rpcs.call("orders.count", connection, b"", bursts) == b"1"
     for data, code in ((b'{"id": 8}', 404), (b"{}", 107)):
         with pytest.raises(CommandError) as caught:
-            await rpcs.call("orders.get", connection, data)
+            await rpcs.call("orders.get", connection, data, bursts)
         assert caught.value.code == code

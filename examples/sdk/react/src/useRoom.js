@@ -9,6 +9,7 @@ async function getToken(user) {
 
 async function load(room) {
   const answer = await fetch(`/rooms/${encodeURIComponent(room)}`);
+  if (!answer.ok) throw new Error(`not loaded: ${answer.status}`);
   return answer.json();
 }
 
@@ -28,8 +29,9 @@ export function useRoom(user, room) {
 
     async function reload(note) {
       const mine = reloading = [];
-      const loaded = await load(room).catch(() => []);
+      const loaded = await load(room).catch(() => null);
       if (mine !== reloading) return; // a later one replaces it
+      if (!loaded) return setTimeout(() => mine === reloading && reload(note), 1000 + 2000 * Math.random());
       reloading = null;
       const known = new Set(loaded.map((message) => message.id));
       const fresh = mine.filter((message) => !known.has(message.id));
@@ -54,7 +56,10 @@ export function useRoom(user, room) {
     centrifuge.on("disconnected", ({ code, reason }) => code && setState(`refused: ${reason}`));
     subscription.subscribe();
     centrifuge.connect();
-    return () => centrifuge.disconnect();
+    return () => {
+      reloading = null;
+      centrifuge.disconnect();
+    };
   }, [user, room]);
 
   return { state, lines, post: (text) => client.current.rpc("post", { room, text }) };
