@@ -145,7 +145,8 @@ class Connection:
 
         Raises:
             ConfigurationError: `since` or `rewind` is of another type, or no channel has a history to rewind; or
-                `presence`, and the channel has no `Presence` rule.
+                `presence`, and the channel has no `Presence` rule, or the client is one of an SDK: that subscribes with
+                `joinLeave` where it wants to be notified.
             InvalidChannelError: The name is not legal.
             JoinRefusedError: The application's `authorize` refused the channel.
             TooManyChannelsError: It has joined as many as are allowed.
@@ -154,7 +155,7 @@ class Connection:
             ClosedError: It has ended.
         """
         policy = self._driver.outbox.policy(when_full, latest_by)
-        notified = self._driver.presence(channel) if presence else None
+        notified = self._driver.presence_frames(channel) if presence else None
         await self._driver.join(channel, since=since, rewind=rewind)
         self._driver.outbox.set_policy(channel, policy)
         if notified is not None:

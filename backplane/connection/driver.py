@@ -220,6 +220,16 @@ class ConnectionDriver(BaseSubscriber):
         self._presence.check(channel)
         return self._presence
 
+    def presence_frames(self, channel: str) -> ChannelPresence:
+        """Return what sends this client the users of a channel.
+
+        Raises:
+            ConfigurationError: The channel has no presence, or the protocol of the client has no such frames.
+        """
+        if self._protocol is not None:
+            raise ConfigurationError("an SDK client is notified where it subscribes with joinLeave: omit presence=True")
+        return self.presence(channel)
+
     async def join_at_handshake(self, channel: str) -> None:
         """Join, from where the client was before."""
         options = self._options

@@ -11,7 +11,7 @@ from backplane.centrifugal.client import SdkClient
 from backplane.connection.client_protocol import ClientProtocol
 from backplane.connection.limits import Limits
 from backplane.connection.policy import ConnectionPolicy
-from backplane.errors import JoinRefusedError
+from backplane.errors import ConfigurationError, JoinRefusedError
 from backplane.fanout.batch import Batch
 from backplane.message import Gap, Joined, Message
 from tests.unit.connection.world import World, bounded, finish, lane_of, received_from, what_happened
@@ -107,6 +107,14 @@ async def test_messages(world: World) -> None:
     driver_of(connection).transmit("3")
     await until_idle()
     assert socket.sent == ["{'1'}", "['2']", "3"]
+
+
+async def test_presence_frames(world: World) -> None:
+    """A protocol has no frames for the users of a channel: a join that asks for them is refused, and joins nothing."""
+    connection, _, protocol = await speaking(world)
+    with pytest.raises(ConfigurationError, match="joinLeave"):
+        await connection.join("a", presence=True)
+    assert (list(connection.channels), protocol.events) == ([], [])
 
 
 async def test_held_messages(world: World) -> None:
