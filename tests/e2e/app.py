@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from asgiref.sync import async_to_sync
 from fastapi import FastAPI, Request, Response, WebSocket
 from fastapi.responses import FileResponse
+from starlette.requests import ClientDisconnect
 
 from backplane import Backplane, BrokerError, Connection, Gap, History, Settings, WrongLoopError
 from backplane.client_routes import client_routes
@@ -100,8 +102,9 @@ async def room_events(request: Request, room: str, since: str = "") -> Response:
 
 @app.post("/rooms/{room}")
 async def announce(room: str, request: Request) -> int:
-    """Publish the body; return the worker's pid."""
-    await backplane.publish(room, (await request.body()).decode())
+    """Publish the body, unless its sender gives up on a busy machine; return the worker's pid."""
+    with suppress(ClientDisconnect):
+        await backplane.publish(room, (await request.body()).decode())
     return os.getpid()
 
 

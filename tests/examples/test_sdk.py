@@ -120,6 +120,7 @@ def publish_missed(server: ExampleServer) -> list[str]:
     return [f"eve: missed {number}" for number in range(3)]
 
 
+@pytest.mark.full
 def test_python_client(server: ExampleServer, tmp_path: Path) -> None:
     """The client in Python."""
     check_program(PYTHON, server, tmp_path)

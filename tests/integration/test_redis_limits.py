@@ -320,13 +320,13 @@ async def test_a_half_open_connection_that_publishes_is_replaced(private_redis: 
 
 async def test_a_pause_of_the_process_is_not_silence_of_the_server(private_redis: StartRedis) -> None:
     """A process that is paused while it connects, for longer than `connect_timeout_seconds`, connects nevertheless."""
-    url = f"{private_redis().url}?connect_timeout_seconds=0.2"
+    url = f"{private_redis().url}?connect_timeout_seconds=0.4"
     for passes in range(1, 8):
         broadcaster = broadcaster_from_url(url)
         starting = asyncio.create_task(broadcaster.start(RecordingSink()))
         for _ in range(passes):
             await asyncio.sleep(0)
-        time.sleep(0.35)
+        time.sleep(0.55)
         await starting
         await broadcaster.stop()
 

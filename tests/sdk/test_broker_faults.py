@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(150)]
 
-QUICK = {("js-json", "redis", "kept"), ("go-protobuf", "redis, nothing kept", "kept")}
+QUICK = {("go-protobuf", "redis", "kept")}
 """What runs by default."""
 CASES = [
     pytest.param(

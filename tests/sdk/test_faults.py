@@ -25,13 +25,13 @@ pytestmark = pytest.mark.anyio
 
 MESSAGES = 120
 ADAPTERS = [
-    "memory",
     "ipc",
-    "redis",
+    pytest.param("memory", marks=pytest.mark.full),
+    pytest.param("redis", marks=pytest.mark.full),
     pytest.param("nats", marks=pytest.mark.full),
     pytest.param("kafka", marks=pytest.mark.full),
 ]
-"""By default those whose broker is quick to start."""
+"""By default the one without a broker; test_broker_faults.py has Redis."""
 
 
 @pytest.fixture(params=ADAPTERS)

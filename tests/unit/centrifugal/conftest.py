@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
 
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """One event loop is enough for what has no transport: the integration tests run on both."""
+    return "asyncio", {"use_uvloop": False}
+
+
 @pytest.fixture
 async def site() -> AsyncGenerator[Site]:
     """An application with one endpoint."""
