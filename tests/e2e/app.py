@@ -102,7 +102,7 @@ async def room_events(request: Request, room: str, since: str = "") -> Response:
 
 @app.post("/rooms/{room}")
 async def announce(room: str, request: Request) -> int:
-    """Publish the body, unless its sender gives up on a busy machine; return the worker's pid."""
+    """Publish the body, unless its sender leaves, as on a busy machine; return the worker's pid."""
     with suppress(ClientDisconnect):
         await backplane.publish(room, (await request.body()).decode())
     return os.getpid()
