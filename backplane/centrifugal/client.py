@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from backplane.centrifugal.asked_channels import AskedChannels
 from backplane.centrifugal.codes import (
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from backplane.message import Gap, Joined
     from backplane.presence_types import Who
 
-    Handler = Callable[[Command], Awaitable[Mapping[str, Any] | None]]
+    Handler = Callable[[Any, Command], Awaitable[Mapping[str, Any] | None]]
 
 __all__ = ["SdkClient"]
 
@@ -270,7 +270,7 @@ class SdkClient:
             else:
                 await self._answer_connect(command)
             return
-        handler = self._handlers.get(command.name)
+        handler = self._HANDLERS.get(command.name)
         if handler is None:
             raise BadFrameError("a second connect")
         if command.oversized:
@@ -294,21 +294,6 @@ class SdkClient:
         self.who = who
         await self.identify(who)
 
-    @property
-    def _handlers(self) -> Mapping[str, Handler]:
-        return {
-            "subscribe": self._subscribe,
-            "unsubscribe": self._unsubscribe,
-            "publish": self._publish,
-            "presence": self._presence,
-            "presence_stats": self._presence_stats,
-            "history": self._history,
-            "rpc": self._rpc,
-            "send": self._send,
-            "refresh": self._refresh,
-            "sub_refresh": self._sub_refresh,
-        }
-
     async def _run(self, command: Command, handler: Handler) -> None:
         try:
             async with asyncio.timeout(_COMMAND_SECONDS), self._flow.turn(command):
@@ -320,7 +305,7 @@ class SdkClient:
 
     async def _carry_out(self, command: Command, handler: Handler) -> None:
         """Carry out a command and reply."""
-        result = await handler(command)
+        result = await handler(self, command)
         if result is None:
             return
         channel: str = command.body.get("channel", "")
@@ -386,7 +371,7 @@ class SdkClient:
     async def _answer_connect(self, command: Command) -> None:
         try:
             async with asyncio.timeout(_COMMAND_SECONDS):
-                await self._carry_out(command, self._connect)
+                await self._carry_out(command, SdkClient._connect)
         except Exception as error:
             self._refuse(command, error)
 
@@ -493,16 +478,18 @@ class SdkClient:
         return {}
 
     async def _presence(self, command: Command) -> Mapping[str, Any]:
-        channel = command.body["channel"]
-        await self._service.check(self.connection, "presence", channel)
-        self._asked.note(channel, asyncio.get_running_loop().time())
+        channel = await self._seen_channel(command)
         return {"presence": await self._service.presence(channel, self.encoding)}
 
     async def _presence_stats(self, command: Command) -> Mapping[str, Any]:
-        channel = command.body["channel"]
+        return await self._service.presence_stats(await self._seen_channel(command))
+
+    async def _seen_channel(self, command: Command) -> str:
+        """Return the channel of a request for presence, which the client may see, and one more of which it may ask."""
+        channel: str = command.body["channel"]
         await self._service.check(self.connection, "presence", channel)
         self._asked.note(channel, asyncio.get_running_loop().time())
-        return await self._service.presence_stats(channel)
+        return channel
 
     async def _history(self, command: Command) -> Mapping[str, Any]:
         channel = command.body["channel"]
@@ -544,6 +531,19 @@ class SdkClient:
         if self._subscriptions.get(channel) is subscription:
             self._expire(subscription, expires_at)
         return expiry_fields(expires_at)
+
+    _HANDLERS: ClassVar[Mapping[str, Handler]] = {
+        "subscribe": _subscribe,
+        "unsubscribe": _unsubscribe,
+        "publish": _publish,
+        "presence": _presence,
+        "presence_stats": _presence_stats,
+        "history": _history,
+        "rpc": _rpc,
+        "send": _send,
+        "refresh": _refresh,
+        "sub_refresh": _sub_refresh,
+    }
 
     # --- subscriptions ---
 

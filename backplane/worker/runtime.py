@@ -352,20 +352,20 @@ class Runtime:
 
     async def stop(self) -> None:
         """End every client and subscription that is left, and close the link."""
-        self.clients.is_draining = True  # before anything is awaited
-        self.stalls.stop()
-        await self._publisher.stop(self.settings.publish_timeout_seconds)
-        self._end_subscriptions()
-        await self.clients.close_all()
-        if self.cluster is not None:
-            await self.cluster.stop()
-        if self._bus is not None:
-            await self._bus.stop()
-        await self.supervisor.stop()
-        await self.calls.close()
-        self.hub.close()
-        self.bursts.flush()
-        self._collections.close()
+        with self._collections:
+            self.clients.is_draining = True  # before anything is awaited
+            self.stalls.stop()
+            await self._publisher.stop(self.settings.publish_timeout_seconds)
+            self._end_subscriptions()
+            await self.clients.close_all()
+            if self.cluster is not None:
+                await self.cluster.stop()
+            if self._bus is not None:
+                await self._bus.stop()
+            await self.supervisor.stop()
+            await self.calls.close()
+            self.hub.close()
+            self.bursts.flush()
 
     def count(self) -> Statistics:
         """Return what was counted since the start."""
