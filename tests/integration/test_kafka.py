@@ -62,6 +62,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]  # a cluster takes it
 
 # https://kafka.apache.org/protocol, as numbers
 _TOPIC, _LITERAL, _DENY, _ALLOW = 2, 3, 2, 3
+_UNKNOWN = 3
 _EXISTS = 36
 READ, WRITE = 3, 4
 
@@ -1008,8 +1009,10 @@ async def _create(admin: Any, topic: Any) -> None:
 
 
 async def _recreate(admin: Any, topic: str) -> None:
-    """Delete the topic and create it again."""
+    """Delete the topic, wait until the broker's metadata has it no more, and create it again."""
     await admin.delete_topics([topic])
+    while (await admin.describe_topics([topic]))[0]["error_code"] != _UNKNOWN:
+        await asyncio.sleep(0.01)
     await _create(admin, NewTopic(topic, 1, 1))
 
 

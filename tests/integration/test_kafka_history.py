@@ -351,6 +351,8 @@ async def test_a_topic_that_was_created_anew_has_other_positions(url: str, topic
         unused = (await recall(publisher, "room-2", limit=0)).top
     async with _admin(url) as admin:
         await admin.delete_topics([topic])
+        while not (await admin.describe_topics([topic]))[0]["error_code"]:  # the metadata has the old one still
+            await asyncio.sleep(0.01)
         while (await admin.create_topics([NewTopic(topic, 1, 1)])).topic_errors[0][1]:
             await asyncio.sleep(0.01)
     async with worker(url) as publisher:

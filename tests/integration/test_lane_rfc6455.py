@@ -164,7 +164,9 @@ CASES: dict[str, list[bytes]] = {
     "9 1 MiB in fragments of 64": [*chopped(TEXT, b"x" * 2**20, 64), WAIT, BYE],
     "9 1 MiB in fragments of 64 KiB": [*chopped(BINARY, b"\xfe" * 2**20, 65536), WAIT, BYE],
     "10 64 KiB in fragments of 1300": [*chopped(TEXT, b"x" * 65536, 1300), WAIT, BYE],
-    "limit": [frame(TEXT, b"x" * (16 * 2**20 + 1))],
+    # Its head alone: what the client still sends after the server has closed resets the connection, and with that the
+    # close frame can be lost on its way.
+    "limit": [frame(TEXT, b"x" * (16 * 2**20 + 1))[:14]],
     "limit of fragments": [*chopped(BINARY, b"x" * (16 * 2**20 + 1), 2**20)],
 }
 
