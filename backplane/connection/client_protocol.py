@@ -22,6 +22,11 @@ class ClientProtocol(Protocol):
     """
 
     @property
+    def user(self) -> str | None:
+        """The user of the client, where its protocol names one."""
+        ...
+
+    @property
     def pings(self) -> bool:
         """Whether the client is pinged by `ping`, every `heartbeat_seconds`, and not as any other."""
         ...

@@ -41,7 +41,7 @@ class Connection:
     iterating, `iter` or `receive`: a second one that waits at the same moment raises `LifecycleError`.
 
     Used from another event loop, thread or process than the one it was made in, each of its methods raises
-    `WrongLoopError`; what only reads (`id`, `channels`, `is_over`, `state`, `context`) is safe anywhere.
+    `WrongLoopError`; what only reads (`id`, `user`, `channels`, `is_over`, `state`, `context`) is safe anywhere.
     """
 
     __slots__ = ("_driver", "_sends")
@@ -62,6 +62,14 @@ class Connection:
     def kind(self) -> str:
         """`connection`: what it is among the clients that `authorize` is asked about."""
         return self._driver.kind
+
+    @property
+    def user(self) -> str | None:
+        """The user of it: that of `connect(presence=Who(user=...))`, or of the checked token of an SDK client.
+
+        `None` where none is named, and for an SDK client until it is. A `client_key` is no user.
+        """
+        return self._driver.user
 
     @property
     def channels(self) -> Collection[str]:

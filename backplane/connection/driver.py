@@ -137,6 +137,12 @@ class ConnectionDriver(BaseSubscriber):
         protocol.begin(self)
 
     @property
+    def user(self) -> str | None:
+        """The user of it: who is present, or whom the protocol of the client names."""
+        user = super().user
+        return user if user is not None or self._protocol is None else self._protocol.user
+
+    @property
     def kind(self) -> str:
         """`connection`: what it is in logs and errors."""
         return "connection"

@@ -148,7 +148,7 @@ SAFE: dict[type, set[str]] = {
         "sync",
         "url",
     },
-    Connection: {"channels", "context", "id", "is_over", "kind", "resumed", "state"},
+    Connection: {"channels", "context", "id", "is_over", "kind", "resumed", "state", "user"},
     Subscription: {"channels", "context", "id", "is_over", "kind", "position", "resumed", "token", "user"},
     TypedChannel: {"encode", "name"},
 }

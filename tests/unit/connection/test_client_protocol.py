@@ -40,6 +40,7 @@ class Protocol:
         self.held: dict[str, list[Batch] | None] = {}
         self.envelope = in_braces
         self.pings = True
+        self.user: str | None = None
         self.pong_seconds = 4.0
         self.fault: Exception | None = None
 
@@ -107,6 +108,16 @@ async def test_messages(world: World) -> None:
     driver_of(connection).transmit("3")
     await until_idle()
     assert socket.sent == ["{'1'}", "['2']", "3"]
+
+
+async def test_user(world: World) -> None:
+    """The user is the one that the protocol names, unless the connection has one."""
+    connection, _, protocol = await speaking(world)
+    assert connection.user is None
+    protocol.user = "ada"
+    assert connection.user == "ada"
+    driver_of(connection).identify(cast("ChannelPresence", Attended()))
+    assert connection.user == "ann"
 
 
 async def test_presence_frames(world: World) -> None:
