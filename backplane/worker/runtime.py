@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import random
@@ -50,7 +49,7 @@ from backplane.worker.shutdown import stagger_window
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from backplane.broadcaster import Broadcaster
+    from backplane.broadcaster import Broadcaster, WireFormat
     from backplane.broker.link_state import LinkState, StateChange
     from backplane.broker.publisher import Publisher
     from backplane.concurrency.affinity import LoopAffinity
@@ -99,6 +98,7 @@ class Runtime:
         affinity: The event loop in which all of it lives.
         calls: What other threads publish, on its way into that event loop.
         origin: Random bytes that identify this process on the broker.
+        wire_format: The format of the payloads that are published.
         clients: The WebSockets and event streams of this worker.
         policy: What applies to a client that is given no options of its own.
         waiting: What waits in the outboxes of this worker's subscribers.
@@ -180,7 +180,7 @@ class Runtime:
             statistics=self.statistics,
             bursts=self.bursts,
         )
-        self._wire_format = broadcaster.options.wire_format
+        self.wire_format: WireFormat = broadcaster.options.wire_format
         self._deduplicates = broadcaster.capabilities.deduplicates
         self.close_seconds = close_seconds
         attempts = self.supervisor.attempts
@@ -279,7 +279,7 @@ class Runtime:
             origin=self.origin,
             published_at=time.time(),
             excluded=_excluded_id(exclude),
-            wire_format=self._wire_format,
+            wire_format=self.wire_format,
             states_json=rule is not None,
         )
         limit = self.supervisor.max_payload_bytes
@@ -380,8 +380,8 @@ class Runtime:
         )
 
     def health(self) -> Health:
-        """Return how this worker is."""
-        supervisor, hub, now = self.supervisor, self.hub, asyncio.get_running_loop().time()
+        """Return how this worker is. Safe in any thread."""
+        supervisor, hub, now = self.supervisor, self.hub, self.affinity.loop.time()
         return Health(
             live=supervisor.is_alive,
             ready=supervisor.state == "live" and not self.clients.is_draining,
@@ -421,7 +421,7 @@ class Runtime:
                 self.hub,
                 WaitingPublisher(self.supervisor.attempts).publish,  # what waits too long is of no use any more
                 origin=self.origin,
-                wire_format=self._wire_format,
+                wire_format=self.wire_format,
                 max_payload_bytes=lambda: self.supervisor.max_payload_bytes,
                 bursts=self.bursts,
                 signer=self._signer,

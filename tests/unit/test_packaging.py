@@ -122,6 +122,8 @@ OPTIONAL_PACKAGES = [
     "jwt",
     "nats",
     "nkeys",
+    "opentelemetry",
+    "prometheus_client",
     "redis",
     "rich",
     "starlette",
