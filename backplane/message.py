@@ -18,6 +18,7 @@ from backplane.errors import InvalidPositionError
 __all__ = [
     "ALL",
     "All",
+    "ExtendedMessage",
     "Gap",
     "HistoryPage",
     "Joined",
@@ -279,6 +280,17 @@ class Message:
     def size_bytes(self) -> int:
         """Size of the data as an outbox counts it: bytes of binary data, characters of text."""
         return len(self.data)
+
+
+@dataclass(slots=True, kw_only=True, unsafe_hash=True)
+class ExtendedMessage(Message):
+    """A message whose header has extensions: few have, and the others take no memory for it.
+
+    Attributes:
+        extensions: As on the broker, checked: `backplane.header.value_of` reads them.
+    """
+
+    extensions: bytes = field(default=b"", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,8 @@ class Statistics:
     Attributes:
         delivered: Messages handed to the subscribers of this worker, once for each subscriber.
         malformed: Payloads from the broker that were dropped because their header is not valid.
+        unsupported: Payloads from the broker that were dropped because only a newer release can read them.
+        path_tests: Path tests that arrived on a channel with a subscriber in this worker. No subscriber receives one.
         gaps: Gaps that subscribers were notified of, one per channel and loss.
         published: Calls of `publish` that returned: the broker has the message, or `outage="buffer"` keeps it.
         publishes_unavailable: Calls that raised `BrokerUnavailableError`: certainly not published.
@@ -83,6 +85,8 @@ class Statistics:
 
     delivered: int = 0
     malformed: int = 0
+    unsupported: int = 0
+    path_tests: int = 0
     gaps: int = 0
     published: int = 0
     publishes_unavailable: int = 0

@@ -27,7 +27,8 @@ from backplane.adapters.shared.credentials import CREDENTIALS_PATTERN
 from backplane.adapters.shared.tls import client_context
 from backplane.broadcaster import Broadcaster, Capabilities, Options, malformed_address
 from backplane.concurrency.timeouts import PatientTimeout
-from backplane.errors import BrokerError, ConfigurationError, SubscribeError
+from backplane.errors import BrokerError, ConfigurationError, PublishError, SubscribeError
+from backplane.header import path_test_id
 from backplane.message import Position, Receipt
 
 if TYPE_CHECKING:
@@ -207,10 +208,17 @@ class KafkaBroadcaster(Broadcaster):
         After a lost link it is sent again, with a sequence number by which the broker discards the repetition.
 
         Raises:
-            PublishError: The broker refused it, or too many bytes are not answered yet (`retriable`).
+            PublishError: The broker refused it, or too many bytes are not answered yet (`retriable`). Or it is a path
+                test, and the topic is compacted: the broker would delete the newest message of the channel for it.
         """
         if self._producer is None:
             raise unavailable("the link is closed")
+        if self._link is not None and self._link.limits.is_compacted and path_test_id(payload) is not None:
+            raise PublishError(
+                f"topic {self.options.topic!r} is compacted: a path test would replace the newest message of its "
+                "channel; set cleanup.policy=delete to test the path",
+                adapter="kafka",
+            )
         await self._producer.publish(channel.encode(), payload)
 
     async def prepare(self, rules: HistoryRules) -> None:

@@ -18,6 +18,7 @@ from backplane.adapters.kafka.connect_error import unavailable
 from backplane.adapters.kafka.protocol import NO_EPOCH, NO_TOPIC_ID
 from backplane.adapters.kafka.records import codec_problem, read_batches
 from backplane.adapters.kafka.ring import LogIdentity
+from backplane.header import path_test_id
 from backplane.message import ALL, UncheckedPlace
 
 if TYPE_CHECKING:
@@ -334,7 +335,7 @@ class KafkaReader:
             rings.reset(partition, known[0][2] if known else batch.next)
         received: dict[bytes, list[Item]] = {}
         for key, value, offset, milliseconds in known:
-            if key is not None and value is not None:
+            if key is not None and value is not None and path_test_id(value) is None:
                 if key not in received:
                     received[key] = []
                 received[key].append((offset, milliseconds, value))
@@ -343,6 +344,8 @@ class KafkaReader:
             if key is None or value is None or (channel := channels.get(key)) is None:
                 continue
             epoch = epochs[key] if key in epochs else rings.epoch_in(partition, key)
+            if path_test_id(value) is not None:
+                epoch = None  # it has no place among the messages
             sink.deliver(channel, value, None if epoch is None else UncheckedPlace(epoch, offset + 1, value))
         rings.note_end(partition, batch.next, records[-1] if records else None)
 

@@ -20,6 +20,7 @@ from zlib import crc32
 
 from backplane.adapters.kafka.records import partition_hash
 from backplane.broadcaster import KeptMessage, Recalled
+from backplane.header import path_test_id
 from backplane.message import Place, Position
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class Ring:
             return 0
         known, self.since, before = self.since, min(self.since, since), self.size_bytes
         for _, value, offset, milliseconds in records:
-            if value is None or offset >= known:
+            if value is None or offset >= known or path_test_id(value) is not None:
                 continue
             if len(self.items) >= self.max_items:
                 self.since, self.is_full = self.items[0][0], True

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Final
 from backplane.channels import RESERVED_PREFIX
 from backplane.concurrency.affinity import LoopAffinity
 from backplane.fanout.batch import Batch
-from backplane.fanout.codec import decode
+from backplane.fanout.codec import decode, reason_of_drop
 from backplane.fanout.delivery import Delivery, GapDelivery, LocalDelivery
 from backplane.fanout.gaps import GapReporter
+from backplane.header import path_test_id
 from backplane.log_bursts import LogBursts
 from backplane.message import Gap, Joined
 
@@ -65,6 +66,10 @@ class Hub:
         gaps: The open gaps, and how many were reported.
         delivered: Messages offered to subscribers, counted once per message, without those of reserved channels.
         malformed: Payloads dropped because their header is invalid.
+        unsupported: Payloads dropped because a newer release wrote them, with an extension that this one must know.
+        path_tests: Path tests that the broker delivered on a channel with a local subscriber.
+        on_path_test: Called with the channel and the id of each of them, at once. It must not block; what it raises is
+            logged. No subscriber notices a path test.
     """
 
     def __init__(
@@ -93,6 +98,9 @@ class Hub:
         self._revocations = 0
         self.delivered: int = 0
         self.malformed: int = 0
+        self.unsupported: int = 0
+        self.path_tests: int = 0
+        self.on_path_test: Callable[[str, bytes], object] | None = None
         self.gaps: GapReporter = GapReporter(
             self._subscribers,
             broker_subscriptions.confirmed,
@@ -194,7 +202,7 @@ class Hub:
             return
         message = decode(channel, payload, place)
         if message is None:
-            self._count_malformed(channel)
+            self._drop(channel, payload)
             return
         if (gap := self._open_gaps.get(channel)) is not None and not gap.resumed:
             self.gaps.report_early(channel)  # the message has overtaken the broker's confirmation
@@ -385,10 +393,36 @@ class Hub:
                 self.delivered += len(batch)
             self._deliveries.append(Delivery(channel, batch, self._subscribers.get(channel, {}), self._bursts))
 
-    def _count_malformed(self, channel: str) -> None:
-        self.malformed += 1
-        if _is_power_of_two(self.malformed):
-            logger.warning("dropped a malformed payload on channel %r (%d so far)", channel, self.malformed)
+    def _drop(self, channel: str, payload: bytes) -> None:
+        """Take a payload that is no message: report a path test, and count any other."""
+        reason = reason_of_drop(payload)
+        if reason == "path test":
+            self._take_path_test(channel, payload)
+        elif reason == "unsupported":
+            self.unsupported += 1
+            if _is_power_of_two(self.unsupported):
+                logger.warning(
+                    "dropped a message on channel %r that only a newer release can read (%d so far): upgrade this "
+                    "worker",
+                    channel,
+                    self.unsupported,
+                )
+        else:
+            self.malformed += 1
+            if _is_power_of_two(self.malformed):
+                logger.warning("dropped a malformed payload on channel %r (%d so far)", channel, self.malformed)
+
+    def _take_path_test(self, channel: str, payload: bytes) -> None:
+        """Count and report `payload` if it is a path test."""
+        test_id = path_test_id(payload)
+        if test_id is None:
+            return
+        self.path_tests += 1
+        if self.on_path_test is not None:
+            try:
+                self.on_path_test(channel, test_id)
+            except Exception:  # what was received with it must not be lost
+                logger.exception("on_path_test failed")
 
 
 def _is_power_of_two(count: int) -> bool:

@@ -11,8 +11,9 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from backplane.fanout.batch import Batch
-from backplane.fanout.codec import decode
+from backplane.fanout.codec import decode, reason_of_drop
 from backplane.fanout.hub import Hub
+from backplane.header import path_test_id
 from backplane.history.joins import Joins, Placeholder
 from backplane.history.kept_channel import KeptChannel
 from backplane.history.repair import ReadBounds, Repairer
@@ -151,7 +152,8 @@ class HistoryHub(Hub):
         if kept is None:
             super().deliver(channel, payload, place)
         elif place is None:
-            self._count_unkept(kept)
+            if path_test_id(payload) is None:
+                self._count_unkept(kept)
             super().deliver(channel, payload)
         elif (taken := kept.track.take(place, payload)) > 0:
             if taken == PROVED:
@@ -160,13 +162,14 @@ class HistoryHub(Hub):
             message = decode(channel, payload, place)
             if message is None:
                 kept.ring.append(place, None)
-                self._count_malformed(channel)
+                self._drop(channel, payload)
             else:
                 (kept.ring.received or kept.ring.receive()).append(message)
                 if self._open_gaps:
                     self._report_early(channel)
                 self._collect(channel, message)
         elif taken == HELD:
+            self._take_path_test(channel, payload)
             self._request(kept)
 
     def gap(self, channels: Collection[str] | All, reason: str) -> None:
@@ -319,7 +322,7 @@ class HistoryHub(Hub):
             if is_collected:
                 ring.append(place, message)
             if message is None:
-                self._count_malformed(kept.name)
+                self._drop_missed(kept.name, payload)
             else:
                 self._report_early(kept.name)
                 batch.add(message)
@@ -327,6 +330,11 @@ class HistoryHub(Hub):
             ring.clear(mended.items[-1].place)
         if batch:
             self._give_back(kept.name, batch)
+
+    def _drop_missed(self, channel: str, payload: bytes) -> None:
+        """Drop a payload that is no message: a path test that was held back, or read, has been reported or is none."""
+        if reason_of_drop(payload) != "path test":
+            self._drop(channel, payload)
 
     def _report_early(self, channel: str) -> None:
         """Report the open gap of a channel whose message has overtaken the broker's confirmation."""

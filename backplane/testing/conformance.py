@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,6 +24,7 @@ from backplane import (
 )
 from backplane.broadcaster import SupportsDescribe, SupportsResume
 from backplane.broker.registry import broadcaster_from_url
+from backplane.fanout.codec import encode_path_test
 from backplane.testing.fault_conformance import FaultConformance, passes_through
 from backplane.testing.harness import (
     Worker,
@@ -205,6 +207,22 @@ class BroadcasterConformance(FaultConformance):
         await subscriber.sink.until(lambda: (HOSTILE_CHANNELS[-1], b"barrier") in subscriber.sink.delivered)
         expected = [(channel, channel.encode()) for channel in HOSTILE_CHANNELS]
         assert sorted(subscriber.sink.delivered[:-1]) == sorted(expected)
+
+    async def test_a_path_test_arrives_and_no_subscriber_receives_it(self, url: str) -> None:
+        """A path test takes the way of a message to each worker, and only the worker itself notices it."""
+        async with (
+            Backplane(url) as one,
+            Backplane(url) as two,
+            started_worker(url) as outside,
+            one.subscribe("room") as first,
+            two.subscribe("room") as second,
+        ):
+            await outside.broadcaster.publish("room", _path_test())
+            await outside.broadcaster.publish("room", b"after")
+            assert [(await next_message(messages)).data for messages in (first, second)] == ["after", "after"]
+            for backplane in (one, two):
+                statistics = backplane.statistics()
+                assert (statistics.path_tests, statistics.malformed, statistics.delivered) == (1, 0, 1)
 
     async def test_overlapping_calls_share_the_link(self, two: tuple[Worker, Worker]) -> None:
         """Subscribing from several tasks at once subscribes to what each of them requested."""
@@ -394,3 +412,7 @@ class BroadcasterConformance(FaultConformance):
         await broadcaster.publish("a", b"x")
         await broadcaster.unsubscribe(["b"])
         await broadcaster.stop()
+
+
+def _path_test() -> bytes:
+    return encode_path_test(b"TEST_ID8", origin=os.urandom(8), published_at=time.time())

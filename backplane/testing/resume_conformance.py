@@ -15,8 +15,10 @@ import pytest
 
 from backplane import Backlog, Backplane, Gap, Message, Settings
 from backplane.broker.registry import broadcaster_from_url
+from backplane.fanout.codec import encode_path_test
 from backplane.history_rules import History, HistoryRules
 from backplane.message import Position, Receipt
+from backplane.testing.harness import started_worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -166,6 +168,37 @@ class ResumeConformance:
                 since, more = page.position, page.more
             assert read == [str(number) for number in range(2, 10)]
             assert since == positions[-1]
+
+    async def test_a_path_test_is_in_no_history(self, url: str, room: str) -> None:
+        """What is read, given back, or the newest value, is the same with a path test between the messages."""
+        test = encode_path_test(b"TEST_ID8", origin=bytes(8), published_at=0.0)
+        newest = f"newest:{secrets.token_hex(8)}"
+        async with kept_backplane(url) as one, kept_backplane(url) as other, started_worker(url) as outside:
+            async with one.subscribe(room, newest) as messages:
+                first = await other.publish(room, "0")
+                await outside.broadcaster.publish(room, test)
+                await other.publish(room, "1")
+                assert await data_of(messages, 2) == ["0", "1"]
+                await outside.broadcaster.publish(room, test)
+                await other.publish(newest, "value")
+                await outside.broadcaster.publish(newest, test)
+                assert await data_of(messages, 1) == ["value"]
+                await other.publish(room, "2")
+                assert await data_of(messages, 1) == ["2"]
+                statistics = one.statistics()
+                assert (statistics.path_tests, statistics.malformed, statistics.unkept) == (3, 0, 0)
+            for backplane in (one, other):
+                await outside.broadcaster.publish(room, test)
+                for limit in (1, 2, 3):
+                    page = await backplane.history(room, limit=limit)
+                    assert [message.data for message in page.messages] == ["0", "1", "2"][-limit:]
+                page = await backplane.history(room, since=first.position, limit=2)
+                assert ([message.data for message in page.messages], page.complete) == (["1", "2"], True)
+                async with backplane.subscribe(room, since=str(first.position)) as messages:
+                    assert await data_of(messages, 2) == ["1", "2"]
+                async with backplane.subscribe(newest) as messages:
+                    assert await data_of(messages, 1) == ["value"]
+                assert backplane.statistics().malformed == 0
 
     async def test_joins_meet_the_live_messages(self, url: str) -> None:
         """While messages are published all the time, 500 joins with `since` or `rewind` have no hole and no repetition.

@@ -34,7 +34,7 @@ from backplane.errors import (
     PublishOutcomeUnknownError,
 )
 from backplane.fanout.broker_subscriptions import BrokerSubscriptions
-from backplane.fanout.codec import encode
+from backplane.fanout.codec import encode, encode_path_test
 from backplane.fanout.hub import Hub
 from backplane.fanout.outbox import Waiting
 from backplane.history.histories import Histories
@@ -306,6 +306,30 @@ class Runtime:
             statistics.duplicates += 1
         return receipt
 
+    async def test_path(self, channel: str, test_id: bytes) -> None:
+        """Publish a path test: `Hub.on_path_test` reports it on each worker that the channel reaches, this one too.
+
+        It takes the way of a message without a history. No subscriber and no history gets it, and a worker of an older
+        release drops it as malformed. A subscriber that is none of ours receives 33 bytes.
+
+        Args:
+            channel: Which one is tested.
+            test_id: 8 bytes that name the test.
+
+        Raises:
+            InvalidChannelError: The name is not legal.
+            ConfigurationError: With `wire_format=plain` there is no header that could state what it is.
+            BrokerUnavailableError, PublishOutcomeUnknownError, PublishError, ClosedError: As `publish`; nothing is kept
+                for later.
+        """
+        validate_channel(channel)
+        if self._wire_format == "plain":
+            raise ConfigurationError(
+                "a path test needs the header that wire_format=plain leaves out: take off that option to test the path"
+            )
+        payload = encode_path_test(test_id, origin=self.origin, published_at=time.time())
+        await WaitingPublisher(self.supervisor.attempts).publish(channel, payload)
+
     async def history(self, channel: str, since: str | Position | None, limit: int) -> HistoryPage:
         """Read from the history of a channel; see `Backplane.history`."""
         validate_channel(channel)
@@ -372,6 +396,8 @@ class Runtime:
         return self.statistics.snapshot(
             delivered=self.hub.delivered,
             malformed=self.hub.malformed,
+            unsupported=self.hub.unsupported,
+            path_tests=self.hub.path_tests,
             gaps=self.hub.gaps.reported,
             buffered=len(self._publisher),
             buffer_dropped=self._publisher.dropped,

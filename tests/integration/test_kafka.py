@@ -44,7 +44,9 @@ from backplane import (
 )
 from backplane.broadcaster import SupportsResume
 from backplane.broker.registry import broadcaster_from_url
+from backplane.fanout.codec import encode_path_test
 from backplane.testing import FaultProxy, RecordingSink
+from backplane.testing.harness import started_worker
 from tests.brokers.cluster import kafka_partitions
 from tests.brokers.kafka import KafkaConfig, KafkaProcess
 from tests.brokers.kafka_topic import topic_proxy, topic_url
@@ -816,6 +818,10 @@ async def test_compaction_is_warned_of_and_its_deletions_are_a_gap(
             backplane.subscribe("room") as messages,
         ):
             assert f"topic '{topic}' is compacted" in caplog.text
+            async with started_worker(url) as worker:
+                test = encode_path_test(b"TEST_ID8", origin=bytes(8), published_at=0.0)
+                with pytest.raises(PublishError, match="a path test would replace the newest message of its channel"):
+                    await worker.broadcaster.publish("room", test)
             proxy.refuse()
             await backplane.wait_for_state("degraded")
             for number in range(20):

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from backplane.errors import ConfigurationError, InvalidDataError
-from backplane.fanout.codec import JsonText, decode, encode, to_client_data
-from backplane.message import Message, Position
+from backplane.fanout.codec import JsonText, decode, encode, encode_path_test, reason_of_drop, to_client_data
+from backplane.header import pack
+from backplane.message import ExtendedMessage, Message, Position
 
 ORIGIN = b"ORIGIN_8"
 EXCLUDED = b"EXCLUDED"
@@ -249,8 +250,8 @@ def test_truncated(payload: bytes) -> None:
 
 @given(st.integers(0, 255), st.binary())
 def test_unknown_version(version: int, data: bytes) -> None:
-    """A version other than 1 is malformed, whatever follows."""
-    assume(version != 1)
+    """A version other than 1 and 2 is malformed, whatever follows."""
+    assume(version not in (1, 2))
     assert decode("chat", b"\xbfBP" + bytes([version]) + TEXT_HELLO[4:] + data) is None
 
 
@@ -367,3 +368,126 @@ def test_flags_that_are_malformed(flags: int) -> None:
 def test_is_json_does_not_make_another_message() -> None:
     """Two messages that differ in nothing else are equal."""
     assert Message(channel="a", data="1", is_json=True) == Message(channel="a", data="1")
+
+
+# --- version 2 --------------------------------------------------------------------------------------------------------
+
+TRACE = b"\x01\x19\x01" + bytes(range(24))
+TRACED_HELLO = b"\xbfBP\x02\x00ORIGIN_8\x00\x06\x0a\x24\x18\x25\xe1\x20\x00\x1b" + TRACE + b"hello"
+TRACED_EXCLUDING = b"\xbfBP\x02\x03ORIGIN_8\x00\x06\x0a\x24\x18\x25\xe1\x20EXCLUDED\x00\x1b" + TRACE + b"\x00\xff"
+TEST = b"\xbfBP\x02\x00ORIGIN_8\x00\x06\x0a\x24\x18\x25\xe1\x20\x00\x0a\x81\x08TEST_ID8"
+
+skippable = st.lists(st.tuples(st.integers(0, 127), st.binary(max_size=200)), min_size=1, max_size=4)
+
+
+def extended(extensions: bytes, data: bytes = b"hello", flags: int = 0) -> bytes:
+    """Return a payload of version 2 with these extensions."""
+    return b"\xbfBP\x02" + bytes([flags]) + TEXT_HELLO[5:21] + len(extensions).to_bytes(2) + extensions + data
+
+
+def test_layout_with_a_trace_context() -> None:
+    """With extensions the version is 2, and between header and data are their size and they themselves: 29 bytes."""
+    assert encode("hello", origin=ORIGIN, published_at=PUBLISHED_AT, extensions=TRACE) == TRACED_HELLO
+    assert len(TRACED_HELLO) == len(TEXT_HELLO) + 29
+    message = decoded(TRACED_HELLO)
+    assert isinstance(message, ExtendedMessage)
+    assert (message.data, message.origin, message.published_at, message.extensions) == (
+        "hello",
+        ORIGIN,
+        PUBLISHED_AT,
+        TRACE,
+    )
+
+
+def test_layout_with_a_trace_context_and_an_excluded_connection() -> None:
+    """The extensions follow the id of the excluded connection."""
+    payload = encode(b"\x00\xff", origin=ORIGIN, published_at=PUBLISHED_AT, excluded=EXCLUDED, extensions=TRACE)
+    assert payload == TRACED_EXCLUDING
+    message = decoded(payload)
+    assert isinstance(message, ExtendedMessage)
+    assert (message.data, message.excluded, message.extensions) == (b"\x00\xff", EXCLUDED, TRACE)
+
+
+def test_layout_of_a_path_test() -> None:
+    """A path test has a header of version 2, the extension 81 with its id, and nothing else; it is no message."""
+    assert encode_path_test(b"TEST_ID8", origin=ORIGIN, published_at=PUBLISHED_AT) == TEST
+    assert (decode("chat", TEST), reason_of_drop(TEST)) == (None, "path test")
+
+
+def test_version_2_without_extensions() -> None:
+    """A header of version 2 without extensions is that of an ordinary message."""
+    message = decoded(extended(b""))
+    assert (type(message), message) == (Message, decoded(TEXT_HELLO))
+
+
+@given(st.text() | st.binary(), skippable, st.none() | ids)
+def test_round_trip_with_extensions(data: str | bytes, values: list[tuple[int, bytes]], excluded: bytes | None) -> None:
+    """The message is the same with and without extensions, also those that this release does not know."""
+    extensions = pack(values)
+    options: Any = {"origin": ORIGIN, "published_at": PUBLISHED_AT, "excluded": excluded, "states_json": True}
+    message, plain = decoded(encode(data, **options, extensions=extensions)), decoded(encode(data, **options))
+    assert isinstance(message, ExtendedMessage)
+    assert message.extensions == extensions
+    assert [getattr(message, name) for name in Message.__slots__] == [
+        getattr(plain, name) for name in Message.__slots__
+    ]
+
+
+def test_extensions_that_are_left_out() -> None:
+    """More than 1,024 bytes of extensions are left out, and with `wire_format=plain` all are."""
+    largest = pack([(9, bytes(1_016))])
+    options: Any = {"origin": ORIGIN, "published_at": PUBLISHED_AT}
+    assert len(largest) == 1_024
+    assert isinstance(decoded(encode("hello", **options, extensions=largest)), ExtendedMessage)
+    assert encode("hello", **options, extensions=largest + b"\x09\x00") == TEXT_HELLO
+    assert encode("hello", **options, extensions=TRACE, wire_format="plain") == b"hello"
+
+
+@pytest.mark.parametrize("payload", [TRACED_HELLO, TRACED_EXCLUDING, TEST], ids=["text", "excluding", "path test"])
+def test_truncated_with_extensions(payload: bytes) -> None:
+    """A payload that ends anywhere inside its header or its extensions is malformed."""
+    header_bytes = len(payload) - {TRACED_HELLO: 5, TRACED_EXCLUDING: 2, TEST: 0}[payload]
+    cut = [payload[:size] for size in range(3, header_bytes)]
+    assert {(decode("chat", part), reason_of_drop(part)) for part in cut} == {(None, "malformed")}
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (extended(b"\x80\x00"), "unsupported"),
+        (extended(TRACE + b"\xff\x01x"), "unsupported"),
+        (extended(b"\x82\x00" + TEST[23:]), "unsupported"),
+        (extended(TEST[23:], data=b"", flags=0), "path test"),
+        (extended(TEST[23:]), "malformed"),
+        (extended(TEST[23:] * 2, data=b""), "malformed"),
+        (extended(b"\x81\x07TEST_ID", data=b""), "malformed"),
+        (extended(b"\x80\x00", flags=8), "malformed"),
+        (extended(b"\x80\x00", data=b"\xff"), "malformed"),
+        (extended(b"\x80"), "malformed"),
+        (extended(b"\x09\x05abc"), "malformed"),
+        (extended(TRACE, flags=16), "malformed"),
+        (extended(TRACE, data=b"\xff"), "malformed"),
+        (extended(bytes(1_026)), "malformed"),
+        (b"\xbfBP\x01", "malformed"),
+    ],
+)
+def test_reason_of_drop(payload: bytes, reason: str) -> None:
+    """A type from 80 on that is not known is unsupported, where all else is right; what is wrong is malformed."""
+    assert (decode("chat", payload), reason_of_drop(payload)) == (None, reason)
+
+
+@given(st.binary(max_size=80))
+def test_any_bytes_of_version_2(tail: bytes) -> None:
+    """Any bytes in a header of version 2 are a message or have a reason, and never an exception."""
+    payload = b"\xbfBP\x02\x00" + TEXT_HELLO[5:21] + tail
+    if decode("chat", payload) is None:
+        assert reason_of_drop(payload) in ("malformed", "unsupported", "path test")
+
+
+@given(st.integers(0, 60), st.integers(0, 255))
+def test_one_damaged_byte(index: int, value: int) -> None:
+    """A traced message with any byte changed is a message or has a reason, and never an exception."""
+    payload = bytearray(TRACED_HELLO)
+    payload[index % len(payload)] = value
+    if decode("chat", bytes(payload)) is None:
+        assert reason_of_drop(bytes(payload)) in ("malformed", "unsupported", "path test")

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from backplane.errors import BrokerUnavailableError, SubscribeError
 from backplane.fanout.batch import Batch, FinalMessage
-from backplane.fanout.codec import encode
+from backplane.fanout.codec import encode, encode_path_test
+from backplane.header import pack
 from backplane.message import Gap, Joined, Message, Place, Position
 from tests.unit.doubles import RecordingSubscriber, run_passes, until_idle
 from tests.unit.kit import AT_ONCE, WAIT_SECONDS, World, counts, crowd, lost, running
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-MALFORMED = b"\xbfBP\x02"
+MALFORMED = b"\xbfBP\x07"
 
 
 async def test_fan_out() -> None:
@@ -123,6 +124,55 @@ async def test_malformed(caplog: pytest.LogCaptureFixture) -> None:
         assert caplog.messages == [
             f"dropped a malformed payload on channel 'a' ({count} so far)" for count in (1, 2, 4, 8)
         ]
+
+
+async def test_unsupported(caplog: pytest.LogCaptureFixture) -> None:
+    """A message that only a newer release can read is counted apart and dropped, and the log states what to do."""
+    newer = encode("x", origin=b"ORIGIN_8", published_at=0.0, extensions=pack([(0x90, b"")]))
+    traced = encode("1", origin=b"ORIGIN_8", published_at=0.0, extensions=pack([(0x01, bytes(25)), (0x70, b"later")]))
+    async with running() as worker:
+        subscriber = await worker.joined("a")
+        with caplog.at_level(logging.WARNING, "backplane.fanout.hub"):
+            for payload in (newer, traced, newer, newer):
+                worker.hub.deliver("a", payload)
+        await until_idle()
+        assert (worker.hub.unsupported, worker.hub.malformed, subscriber.received) == (3, 0, ["1"])
+        assert caplog.messages == [
+            f"dropped a message on channel 'a' that only a newer release can read ({count} so far): upgrade this worker"
+            for count in (1, 2)
+        ]
+
+
+async def test_path_test(caplog: pytest.LogCaptureFixture) -> None:
+    """A path test is reported at once, with its channel; subscribers, counters and the log do not notice it."""
+    reported: list[tuple[str, bytes]] = []
+    payload = encode_path_test(b"TEST_ID8", origin=b"ORIGIN_8", published_at=0.0)
+    async with running() as worker:
+        subscriber = await worker.joined("a")
+        worker.hub.deliver("a", payload)  # nothing asks for it
+        worker.hub.on_path_test = lambda channel, test_id: reported.append((channel, test_id))
+        worker.hub.deliver("a", payload)
+        worker.hub.deliver("b", payload)
+        assert reported == [("a", b"TEST_ID8")]
+        worker.deliver("a", "1")
+        await until_idle()
+        assert (subscriber.received, worker.hub.delivered, worker.hub.malformed) == (["1"], 1, 0)
+        assert (worker.hub.path_tests, caplog.messages) == (2, [])
+
+
+async def test_path_test_whose_report_fails(caplog: pytest.LogCaptureFixture) -> None:
+    """What the function raises is logged, and what comes after the path test is delivered."""
+
+    def fail(channel: str, test_id: bytes) -> None:
+        raise ZeroDivisionError(channel, test_id)
+
+    async with running() as worker:
+        subscriber = await worker.joined("a")
+        worker.hub.on_path_test = fail
+        worker.hub.deliver("a", encode_path_test(b"TEST_ID8", origin=b"ORIGIN_8", published_at=0.0))
+        worker.deliver("a", "1")
+        await until_idle()
+        assert (subscriber.received, caplog.messages) == (["1"], ["on_path_test failed"])
 
 
 async def test_malformed_without_subscribers() -> None:

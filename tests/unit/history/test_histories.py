@@ -9,6 +9,7 @@ import pytest
 
 from backplane.errors import BrokerUnavailableError, ConfigurationError, InvalidPositionError
 from backplane.fanout.broker_subscriptions import BrokerSubscriptions
+from backplane.fanout.codec import encode_path_test
 from backplane.history.histories import Histories
 from backplane.history_rules import History, HistoryRules
 from backplane.log_bursts import LogBursts
@@ -140,6 +141,14 @@ async def test_a_malformed_message_is_left_out() -> None:
     place = adapter.append("k", b"\xbfBP")
     page = await histories(adapter).page("k", None, 5)
     assert (data(page), page.position) == (["1"], place)
+
+
+async def test_a_path_test_is_left_out() -> None:
+    """A path test, which a log that has everything has too, is not returned."""
+    adapter = adapter_with("1")
+    adapter.append("k", encode_path_test(b"TEST_ID8", origin=b"ORIGIN_8", published_at=0.0))
+    adapter.append("k", b"2")
+    assert data(await histories(adapter).page("k", None, 5)) == ["1", "2"]
 
 
 async def test_a_page_is_bounded() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from backplane.broadcaster import KeptMessage, Recalled
 from backplane.errors import BrokerError, BrokerUnavailableError
+from backplane.fanout.codec import encode_path_test
 from backplane.history.track import Mended
 from backplane.message import Gap, Place, Position
 from tests.unit.controlled_adapter import ControlledHistoryAdapter
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from backplane.settings import Settings
 
 pytestmark = pytest.mark.anyio
+
+PATH_TEST = encode_path_test(b"TEST_ID8", origin=b"ORIGIN_8", published_at=0.0)
 
 
 async def test_messages_in_order_are_delivered_without_a_read() -> None:
@@ -614,6 +617,61 @@ async def test_a_request_for_a_channel_that_was_left(error: BrokerError | None) 
         worker.append("k", "2")
         assert await subscriber.receives(2) == ["1", "2"]
         assert (kept.track.doubt, worker.hub.gaps.reported) == ("doubt", 0)
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["beside the history", "in the log"])
+async def test_a_path_test_on_a_kept_channel(kept: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """It is reported, and neither delivered, nor given back, nor taken for a message that its publisher did not keep.
+
+    A broker whose log has everything has it too: then it leaves no hole.
+    """
+    reported: list[tuple[str, bytes]] = []
+    async with history_world() as worker:
+        subscriber = await worker.joined("k")
+        worker.hub.on_path_test = lambda channel, test_id: reported.append((channel, test_id))
+        worker.append("k", "1")
+        if kept:
+            worker.adapter.append("k", PATH_TEST)
+        else:
+            worker.hub.deliver("k", PATH_TEST)
+        worker.append("k", "2")
+        assert await subscriber.receives(2) == ["1", "2"]
+        assert (reported, worker.hub.path_tests) == ([("k", b"TEST_ID8")], 1)
+        assert (worker.hub.malformed, worker.statistics.unkept, worker.statistics.repaired) == (0, 0, 0)
+        late = await worker.joins("k", rewind=2)
+        assert await late.receives(2) == ["1", "2"]
+    assert warnings_of(caplog) == []
+
+
+async def test_a_path_test_that_was_missed() -> None:
+    """One that is read after a lost link has not arrived, and is not reported."""
+    reported: list[tuple[str, bytes]] = []
+    async with history_world() as worker:
+        worker.hub.on_path_test = lambda channel, test_id: reported.append((channel, test_id))
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        await worker.degrade()
+        worker.adapter.append("k", PATH_TEST, most=100)
+        worker.append("k", "2")
+        worker.adapter.start_gate.open()
+        assert await subscriber.receives(2) == ["1", "2"]
+        assert (reported, worker.hub.path_tests, worker.hub.malformed, worker.hub.gaps.reported) == ([], 0, 0, 0)
+
+
+async def test_a_path_test_that_is_held_back() -> None:
+    """One that arrives while its channel is in doubt is reported at once, and once."""
+    reported: list[tuple[str, bytes]] = []
+    async with history_world() as worker:
+        worker.hub.on_path_test = lambda channel, test_id: reported.append((channel, test_id))
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        await until_idle()
+        worker.hub.gap(["k"], "doubt")
+        worker.adapter.append("k", PATH_TEST, most=100)
+        assert reported == [("k", b"TEST_ID8")]
+        worker.append("k", "2")
+        assert await subscriber.receives(2) == ["1", "2"]
+        assert (len(reported), worker.hub.malformed, worker.hub.gaps.reported) == (1, 0, 0)
 
 
 async def test_a_malformed_message_that_is_given_back_is_counted() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from backplane import History
 from backplane.adapters.kafka.ring import HistoryRings, LogIdentity, Query, Ring, channel_epoch
+from backplane.fanout.codec import encode_path_test
 from backplane.history_rules import HistoryRules
 
 IDENTITY = LogIdentity("cluster", b"i" * 16, "topic", 4)
@@ -162,3 +163,11 @@ def test_more_messages_at_once_than_a_ring_holds() -> None:
     found = rings.answer(Query(b"room", History(max_messages=2), None, 10, 1000), None)
     assert [item.payload for item in found.items] == [b"6", b"7", b"8"]
     assert rings.size_bytes == alone + 2 * 171
+
+
+def test_path_tests_are_no_messages() -> None:
+    """A path test that is read back from the log is left out, and so is known not to be a message."""
+    ring = Ring(0, bytes(8), since=10, max_items=10)
+    test = encode_path_test(b"TEST_ID8", origin=bytes(8), published_at=0.0)
+    ring.prepend([(b"room", test, 9, 1), (b"room", b"x", 8, 1), (b"room", test, 7, 1)], 7)
+    assert (list(ring.items), ring.since, ring.is_full) == ([(8, 1, b"x")], 7, False)
