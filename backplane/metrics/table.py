@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
-from backplane.fanout.codec import VERSION
+from backplane.header import EXTENDED_VERSION
 from backplane.metrics import process
 from backplane.metrics.metric import Metric
 
@@ -48,7 +48,7 @@ def _info(view: View) -> Iterable[Sample]:
     loop = wire = ""
     if view.runtime is not None:
         loop = type(view.runtime.affinity.loop).__module__.partition(".")[0]
-        wire = str(VERSION) if view.runtime.wire_format == "header" else view.runtime.wire_format
+        wire = str(EXTENDED_VERSION) if view.runtime.wire_format == "header" else view.runtime.wire_format
     return [((_version(), view.scheme, loop, wire), 1)]
 
 
@@ -64,7 +64,7 @@ LINK: Final = (
         name="backplane_info",
         kind="gauge",
         help="1; what the worker runs: the version of the package, the scheme of the broker, the event loop, and the "
-        "version of the header of messages.",
+        "newest version of the header of messages that it reads; `plain` where it writes none.",
         labels=("version", "adapter", "loop", "wire"),
         read=_info,
     ),
@@ -130,6 +130,18 @@ DELIVERY: Final = (
         kind="counter",
         help="Payloads of the broker that were dropped because their header is not valid.",
         read=_one(lambda view: view.statistics.malformed),
+    ),
+    Metric(
+        name="backplane_messages_unsupported_total",
+        kind="counter",
+        help="Payloads of the broker that were dropped because only a newer release can read them.",
+        read=_one(lambda view: view.statistics.unsupported),
+    ),
+    Metric(
+        name="backplane_path_tests_total",
+        kind="counter",
+        help="Path tests that arrived on a channel with a subscriber in this worker.",
+        read=_one(lambda view: view.statistics.path_tests),
     ),
     Metric(
         name="backplane_deliveries_total",

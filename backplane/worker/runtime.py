@@ -323,7 +323,7 @@ class Runtime:
                 for later.
         """
         validate_channel(channel)
-        if self._wire_format == "plain":
+        if self.wire_format == "plain":
             raise ConfigurationError(
                 "a path test needs the header that wire_format=plain leaves out: take off that option to test the path"
             )
