@@ -1,9 +1,8 @@
 """One client of the Centrifugal client protocol: its commands, its pushes, its end.
 
 Commands that wait run side by side, each for 4 s at most, since an SDK waits 5 s for a reply. Of one connection the
-publishes keep their order, and so do the subscribes and unsubscribes of one channel. A subscribe reply precedes every
-publication of its channel: what arrives before it is held. A large reply waits until the client has read what was sent
-before.
+publishes keep their order, and so do the subscribes and unsubscribes of one channel. A large reply waits until the
+client has read what was sent before. Its channels are in `backplane.centrifugal.client_channels`.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from backplane.centrifugal.asked_channels import AskedChannels
+from backplane.centrifugal.client_channels import ClientChannels
 from backplane.centrifugal.codes import (
     ALREADY_SUBSCRIBED,
     BAD_REQUEST,
@@ -22,17 +22,15 @@ from backplane.centrifugal.codes import (
     UNAVAILABLE,
     UNRECOVERABLE_POSITION,
     Disconnect,
-    Unsubscribe,
     close_frame,
     close_of,
     error_of,
 )
 from backplane.centrifugal.command_flow import CommandFlow
 from backplane.centrifugal.encoding import MAX_COMMAND_BYTES, BadFrameError
-from backplane.centrifugal.expiry import expiry_fields, seconds_left
-from backplane.centrifugal.subscriptions import Recovery, SdkSubscription
+from backplane.centrifugal.expiry import expiry_fields, latest_end
+from backplane.centrifugal.subscriptions import SdkSubscription
 from backplane.centrifugal.values import as_json
-from backplane.close_codes import CloseCode
 from backplane.connection.receiver import bucket_of
 from backplane.errors import PermissionExpiredError
 
@@ -59,8 +57,6 @@ logger: Final = logging.getLogger("backplane.centrifugal.client")
 _COMMAND_SECONDS: Final = 4.0
 # So long a client may take to its connect command.
 _STALE_SECONDS: Final = 15.0
-# An SDK refreshes its token after `ttl`, and needs a moment for it.
-_REFRESH_SECONDS: Final = 25.0
 _OVERSIZED: Final = f"it is longer than {MAX_COMMAND_BYTES:,} bytes"
 # A reply of more bytes waits until nothing else waits for the client.
 _LARGE_BYTES: Final = 16 * 1024
@@ -80,7 +76,6 @@ class SdkClient:
     Attributes:
         connection: The connection, once it is accepted.
         encoding: As above.
-        held: The channels whose messages are not sent at present.
         identify: Takes the user of the client, where its token or a hook names it.
         pong_seconds: As the service has it.
         who: Its user: the one that a token or a hook names, else the one above.
@@ -90,6 +85,7 @@ class SdkClient:
         "_asked",
         "_awaits_pong",
         "_bucket",
+        "_channels",
         "_driver",
         "_flow",
         "_large_replies",
@@ -98,10 +94,8 @@ class SdkClient:
         "_service",
         "_stale",
         "_state",
-        "_subscriptions",
         "connection",
         "encoding",
-        "held",
         "identify",
         "who",
     )
@@ -122,8 +116,7 @@ class SdkClient:
         self.who: Who | None = who
         self._native_pings = native_pings
         self._state = "new"  # then "refused" or "connected"
-        self._subscriptions: dict[str, SdkSubscription] = {}
-        self.held: dict[str, list[Batch] | None] = {}
+        self._channels = ClientChannels(self, service.audiences)
         self._permits: asyncio.Lock | None = None
         self._large_replies: asyncio.Lock | None = None
         self._awaits_pong = False
@@ -142,69 +135,41 @@ class SdkClient:
         return self._service.envelopes[self.encoding.name]
 
     @property
+    def held(self) -> Mapping[str, list[Batch] | None]:
+        """The channels whose messages are not sent at present."""
+        return self._channels.held
+
+    @property
     def pings(self) -> bool:
         """Whether the client is pinged by messages of this protocol."""
         return not self._native_pings
 
     def begin(self, driver: ConnectionDriver) -> None:
         """Take the connection."""
-        self._driver = driver
+        self._driver = self._channels.driver = driver
 
     def joined(self, joined: Joined) -> None:
-        """Take the notice of a join: of a subscribe, or of a command of the application for this connection."""
-        subscription = self._subscriptions.get(joined.channel)
-        if subscription is None:
-            subscription = SdkSubscription(joined.channel, Recovery({}), is_server_side=True)
-            self._subscriptions[joined.channel] = subscription
-            self.held[joined.channel] = []
-            asyncio.get_running_loop().call_soon(self._announce, subscription)
-        subscription.joined = joined
+        """Take the notice of a join."""
+        self._channels.joined(joined)
 
     def missed(self, batch: Batch) -> None:
-        """Take what is given back before the reply: the first is part of it, what comes after other messages is not."""
-        channel = batch[0].channel
-        held = self.held[channel]
-        if held is None:  # after a gap
-            return
-        subscription = self._subscriptions[channel]
-        if held or subscription.missed is not None:
-            held.append(batch)
-        else:
-            subscription.missed = batch
+        """Take what is given back of a channel that is held."""
+        self._channels.missed(batch)
 
     def left(self, channel: str) -> None:
-        """Notify the client that the application let it leave a channel; not before it knows that it has joined."""
-        is_known = self.held.get(channel) is None
-        if (subscription := self._remove(channel)) is not None and is_known:
-            self._push_unsubscribe(subscription.channel, Unsubscribe.SERVER, "server unsubscribe")
+        """Notify the client that the application let it leave a channel."""
+        self._channels.left(channel)
 
     def gap(self, gap: Gap) -> None:
-        """Notify the client, in its turn, that messages may be missing.
-
-        Until then it gets nothing more of the channel: its position must not move beyond the gap.
-        """
-        channel = gap.channel
-        subscription = self._subscriptions.get(channel)
-        held = self.held.get(channel, ())
-        if subscription is None or held is None:  # it is to be notified already
-            return
-        if subscription.joined is None:  # it begins after the gap
-            self.held[channel] = []
-            return
-        self.held[channel] = None
-        if subscription.is_server_side:
-            self._driver.closing.close_in_turn(CloseCode.MESSAGES_MISSED, "")
-        else:
-            policy = self._driver.policy
-            subscription.on_turn = self._lost
-            subscription.turn = policy.turns.put(subscription, policy.reload_delay())
+        """Notify the client, in its turn, that messages may be missing."""
+        self._channels.gap(gap)
 
     def message(self, data: str | bytes) -> str | bytes | None:
         """Return the push of what the application sends to this client alone; before the reply to its connect, none.
 
         SDKs ignore a push that comes before that reply.
         """
-        if self._state != "connected":
+        if not self.is_connected:
             return None
         return self.encoding.push("", "message", {"data": self.encoding.embed(data, is_json=False)})
 
@@ -231,8 +196,7 @@ class SdkClient:
     def closed(self, _: Connection) -> None:
         """End: drop what refers to this. No command runs any more, and no timer is left that calls this."""
         self._stale.cancel()
-        for channel in tuple(self._subscriptions):
-            self._remove(channel)
+        self._channels.clear()
         del self._driver
 
     async def received(self, connection: Connection, frame: str | bytes) -> None:
@@ -281,6 +245,11 @@ class SdkClient:
         self.connection.spawn(self._run(command, handler))
 
     @property
+    def is_connected(self) -> bool:
+        """Whether its connect was answered: before that reply SDKs ignore pushes."""
+        return self._state == "connected"
+
+    @property
     def user(self) -> str | None:
         """The name of its user."""
         return None if self.who is None else self.who.user
@@ -314,9 +283,9 @@ class SdkClient:
         if is_large and command.name != "connect":
             await self._until_read(channel if is_of_join else None)
         if is_of_join or is_large:
-            self._transmit_at_join(reply, channel)
+            self._push_at_join(reply, channel)
         else:
-            self._transmit(reply)
+            self.push(reply)
         self._replied(command)
 
     async def _until_read(self, joined: str | None) -> None:
@@ -331,9 +300,9 @@ class SdkClient:
                 await self._driver.sender.drained()
         except BaseException:
             if joined is not None:
-                self._leave(joined)
+                self._channels.leave(joined)
             raise
-        if joined is not None and joined not in self._subscriptions:  # it has ended meanwhile
+        if joined is not None and joined not in self._channels:  # it has ended meanwhile
             raise UNAVAILABLE.error()
 
     def _refuse(self, command: Command, error: Exception, reason: str = "") -> None:
@@ -354,17 +323,17 @@ class SdkClient:
         if (end := close_of(command.name, error)) is not None:
             driver.closing.close(*end)
         elif command.id:
-            self._transmit(self.encoding.error(command.id, answer.code, answer.message, answer.temporary))
+            self.push(self.encoding.error(command.id, answer.code, answer.message, answer.temporary))
 
     def _replied(self, command: Command) -> None:
         """Send what was held for the reply."""
         if command.name == "connect":
-            for subscription in tuple(self._subscriptions.values()):
-                self._release(subscription)
-        elif command.name == "subscribe" and (found := self._subscriptions.get(command.body["channel"])) is not None:
+            for subscription in self._channels:
+                self._channels.release(subscription)
+        elif command.name == "subscribe" and (found := self._channels.get(command.body["channel"])) is not None:
             if found.shows_presence:
                 self._service.audiences.begin(found.channel, self)
-            self._release(found)
+            self._channels.release(found)
 
     # --- commands ---
 
@@ -385,44 +354,34 @@ class SdkClient:
         if accepted.expires_at is not None and not self._service.has_tokens:  # there is none that could be renewed
             self.connection.expire_at(accepted.expires_at)
         elif accepted.expires_at is not None:
-            self.connection.expire_at(accepted.expires_at + _REFRESH_SECONDS)
+            self.connection.expire_at(latest_end(accepted.expires_at))
             result |= expiry_fields(accepted.expires_at)
         if self.pings:
             result |= {"ping": self._service.ping_seconds, "pong": True}
         await self._join_all(accepted.channels, body.get("subs") or {})
-        if self._subscriptions:  # of these, and of commands of the application meanwhile
-            result["subs"] = {name: each.result(self.encoding) for name, each in self._subscriptions.items()}
+        # Of these, and of commands of the application meanwhile.
+        if subscriptions := {each.channel: each.result(self.encoding) for each in self._channels}:
+            result["subs"] = subscriptions
         self._stale.cancel()
         self._state = "connected"
         return result
 
     async def _join_all(self, channels: Sequence[str], requests: Mapping[str, Any]) -> None:
         """Join the channels that the server subscribes the client to."""
-        found = [
-            SdkSubscription(
-                channel, await self._service.recovery(channel, requests.get(channel) or {}), is_server_side=True
-            )
-            for channel in dict.fromkeys(channels)
-            if channel not in self._subscriptions
-        ]
-        try:
-            ends = await asyncio.gather(*map(self._join, found), return_exceptions=True)
-        except asyncio.CancelledError:
-            self._leave_all(found)
-            raise
-        for error in ends:
-            if error is not None:
-                self._leave_all(found)
-                raise error
-
-    def _leave_all(self, subscriptions: Sequence[SdkSubscription]) -> None:
-        for subscription in subscriptions:
-            self._leave(subscription.channel)
+        await self._channels.join_all(
+            [
+                SdkSubscription(
+                    channel, await self._service.recovery(channel, requests.get(channel) or {}), is_server_side=True
+                )
+                for channel in dict.fromkeys(channels)
+                if channel not in self._channels
+            ]
+        )
 
     async def _subscribe(self, command: Command) -> Mapping[str, Any]:
         body = command.body
         channel = body["channel"]
-        if channel in self._subscriptions:
+        if channel in self._channels:
             raise ALREADY_SUBSCRIBED.error()
         if body.get("type") or body.get("tf") or body.get("delta"):
             raise BAD_REQUEST.error()
@@ -436,34 +395,19 @@ class SdkClient:
         subscription.is_permitted = permission is not None
         if body.get("join_leave"):
             subscription.shows_presence = await self._service.shows_presence(self.connection, channel)
-        await self._join(subscription)
+        await self._channels.join(subscription)
         if subscription.recovery.rejects and subscription.keeps_history and subscription.is_lost:
-            self._leave(channel)
+            self._channels.leave(channel)
             raise UNRECOVERABLE_POSITION.error()
         if permission is not None:
-            self._expire(subscription, permission.expires_at)
+            self._channels.expire(subscription, permission.expires_at)
         return subscription.result(self.encoding) | granted
-
-    async def _join(self, subscription: SdkSubscription) -> None:
-        channel = subscription.channel
-        self._subscriptions[channel] = subscription
-        self.held[channel] = []
-        try:
-            if subscription.shows_presence:
-                await self._service.audiences.prepare(channel, self)
-            if subscription.is_permitted:
-                await self._driver.join_permitted(channel, subscription.recovery.since)
-            else:
-                await self.connection.join(channel, since=subscription.recovery.since)
-        except BaseException:
-            self._remove(channel)
-            raise
 
     async def _unsubscribe(self, command: Command) -> Mapping[str, Any]:
         channel = command.body["channel"]
-        subscription = self._subscriptions.get(channel)
+        subscription = self._channels.get(channel)
         if subscription is not None and not subscription.is_server_side:
-            self._leave(channel)
+            self._channels.leave(channel)
         return {}
 
     async def _publish(self, command: Command) -> Mapping[str, Any]:
@@ -508,14 +452,14 @@ class SdkClient:
 
     async def _refresh(self, command: Command) -> Mapping[str, Any] | None:
         expires_at = await self._service.refresh(self, command.body.get("token", ""))
-        self.connection.expire_at(None if expires_at is None else expires_at + _REFRESH_SECONDS)
+        self.connection.expire_at(latest_end(expires_at))
         return {"client": self.connection.id, "version": self._service.version} | expiry_fields(expires_at)
 
     async def _sub_refresh(self, command: Command) -> Mapping[str, Any]:
         channel, token = command.body.get("channel"), command.body.get("token", "")
         if not channel or command.body.get("type"):  # centrifuge-python 0.5 sends no channel
             raise BAD_REQUEST.error()
-        subscription = self._subscriptions.get(channel)
+        subscription = self._channels.get(channel)
         if subscription is None:
             raise PERMISSION_DENIED.error()
         if not token:  # it would permit the subscription for ever
@@ -525,11 +469,11 @@ class SdkClient:
         except PermissionExpiredError:
             # After an error SDKs stay unsubscribed. After this they subscribe again, and get a new token; a reply that
             # states no expiry is ignored.
-            self._end(subscription, Unsubscribe.EXPIRED, "subscription expired")
+            self._channels.end_expired(subscription)
             return {}
         expires_at = None if permission is None else permission.expires_at
-        if self._subscriptions.get(channel) is subscription:
-            self._expire(subscription, expires_at)
+        if self._channels.get(channel) is subscription:
+            self._channels.expire(subscription, expires_at)
         return expiry_fields(expires_at)
 
     _HANDLERS: ClassVar[Mapping[str, Handler]] = {
@@ -545,84 +489,18 @@ class SdkClient:
         "sub_refresh": _sub_refresh,
     }
 
-    # --- subscriptions ---
-
-    def _announce(self, subscription: SdkSubscription) -> None:
-        """Notify the client that the application let it join a channel, if the reply to its connect does not."""
-        channel = subscription.channel
-        if self._state == "connected" and self._subscriptions.get(channel) is subscription and channel in self.held:
-            result = subscription.result(self.encoding)
-            self._transmit(self.encoding.push(channel, "subscribe", result))
-            self._release(subscription)
-
-    def _release(self, subscription: SdkSubscription) -> None:
-        """Send what came before the reply."""
-        held = self.held.get(subscription.channel)
-        if held is None:  # a gap came meanwhile, and nothing more is sent
-            return
-        del self.held[subscription.channel]
-        missed, subscription.missed = subscription.missed, None
-        if missed is not None:  # of a join by the application
-            self._driver.sender.offer_missed(missed.enveloped(self.envelope))
-        for batch in held:
-            self._driver.offer(batch)
-
-    def _lost(self, subscription: SdkSubscription) -> None:
-        """Let the client subscribe again: it learns by that whether what it missed can be given back."""
-        subscription.turn = None
-        self._end(subscription, Unsubscribe.INSUFFICIENT_STATE, "insufficient state")
-
-    def _expire(self, subscription: SdkSubscription, expires_at: float | None) -> None:
-        """End the subscription some time after its permission, if that is not renewed."""
-        if subscription.expiry is not None:
-            subscription.expiry.cancel()
-            subscription.expiry = None
-        if expires_at is not None:
-            seconds = seconds_left(expires_at) + _REFRESH_SECONDS
-            subscription.expiry = asyncio.get_running_loop().call_later(
-                seconds, self._end, subscription, Unsubscribe.EXPIRED, "subscription expired"
-            )
-
-    def _end(self, subscription: SdkSubscription, code: Unsubscribe, reason: str) -> None:
-        if self._subscriptions.get(subscription.channel) is subscription:
-            self._leave(subscription.channel)
-            self._push_unsubscribe(subscription.channel, code, reason)
-
-    def _leave(self, channel: str) -> None:
-        self._remove(channel)
-        self._driver.leave_now(channel)
-
-    def _remove(self, channel: str) -> SdkSubscription | None:
-        subscription = self._subscriptions.pop(channel, None)
-        self.held.pop(channel, None)
-        if subscription is not None:
-            if subscription.shows_presence:
-                self._service.audiences.discard(channel, self)
-            if subscription.expiry is not None:
-                subscription.expiry.cancel()
-            if subscription.turn is not None:
-                self._driver.policy.turns.remove(subscription, subscription.turn)
-                subscription.turn = None
-        return subscription
-
     # --- sending ---
 
     def push(self, data: str | bytes) -> None:
-        """Send a push."""
-        self._transmit(data)
-
-    def _push_unsubscribe(self, channel: str, code: Unsubscribe, reason: str) -> None:
-        self._transmit(self.encoding.push(channel, "unsubscribe", {"code": int(code), "reason": reason}))
-
-    def _transmit(self, data: str | bytes) -> None:
+        """Send a push or a reply, unless the connection is over."""
         if not self._driver.is_over:
             self._driver.transmit(data)
 
-    def _transmit_at_join(self, data: str | bytes, channel: str) -> None:
+    def _push_at_join(self, data: str | bytes, channel: str) -> None:
         """Send a reply that makes no client too slow: of a join, or a large one."""
         outbox = self._driver.outbox
         outbox.allow(channel, 1, len(data))
-        self._transmit(data)
+        self.push(data)
         outbox.settle()
 
     def _give_up(self) -> None:

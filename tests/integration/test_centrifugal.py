@@ -17,7 +17,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from backplane import Backplane, Connection, History, Presence, TokenExpiredError
-from backplane.centrifugal.client import SdkClient
+from backplane.centrifugal.client_channels import ClientChannels
 from backplane.centrifugal.codes import CommandError
 from backplane.centrifugal.endpoint import Accepted, Centrifugal, ConnectRequest
 from backplane.centrifugal.tokens import ConnectClaims, SubscribeClaims
@@ -461,15 +461,15 @@ async def test_what_is_given_back_after_a_loss(site: Site, monkeypatch: pytest.M
         lost = {"code": 2500, "reason": "insufficient state"}
         assert await replies(client) == [{"push": {"channel": "rec:a", "unsubscribe": lost}}]
 
-        announce = SdkClient._announce  # pyright: ignore[reportPrivateUsage]
+        announce = ClientChannels._announce  # pyright: ignore[reportPrivateUsage]
 
-        def announce_late(self: SdkClient, subscription: SdkSubscription) -> None:
+        def announce_late(self: ClientChannels, subscription: SdkSubscription) -> None:
             assert subscription.joined is not None
             give_back("rec:b", "missed", subscription.joined.position)
             give_back("rec:b", "missed later")
             announce(self, subscription)
 
-        monkeypatch.setattr(SdkClient, "_announce", announce_late)
+        monkeypatch.setattr(ClientChannels, "_announce", announce_late)
         await site.backplane.join(channel="rec:b", user="ann")
         subscribed, *publications = await replies(client, 3)
         assert list(subscribed["push"]) == ["channel", "subscribe"]

@@ -24,7 +24,7 @@ from websockets.exceptions import ConnectionClosed
 
 import backplane.centrifugal.client as client_module
 from backplane import Backplane, Connection, History, JoinRefusedError, Presence
-from backplane.centrifugal import Accepted, Centrifugal, ConnectRequest
+from backplane.centrifugal import Accepted, Centrifugal, ConnectRequest, expiry
 from backplane.server.uvicorn import DirectLaneProtocol
 from tests.centrifugal_wire import ENCODINGS, EncodingName, frame_of, replies_in
 from tests.integration.test_centrifugal import SimpleTokens
@@ -152,7 +152,7 @@ async def test_expiries(site: Site, encoding: EncodingName, monkeypatch: pytest.
     """What runs out ends as recorded: connections, subscriptions, the time for a connect and for a pong."""
     assert len(EXPIRIES) == 7
     monkeypatch.setattr(client_module, "_STALE_SECONDS", 2.0)
-    monkeypatch.setattr(client_module, "_REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(expiry, "_REFRESH_SECONDS", 0.0)
     await asyncio.gather(*(play(site, section, encoding, expires_in=1.2) for section in EXPIRIES))
 
 
