@@ -20,7 +20,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol
 
 from backplane.adapters.ipc.wire import Decoder, WireError
-from backplane.adapters.shared.fork import close_in_children
+from backplane.concurrency.fork import close_in_children
 
 if TYPE_CHECKING:
     import asyncio

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from backplane.adapters.ipc.log_files import FIRST_OFFSET
 from backplane.adapters.ipc.log_index import KeyTable, KeyUse, LogIndex
 from backplane.adapters.ipc.log_record import HEADER_BYTES, RecordParser, build_seal, read_header
-from backplane.adapters.shared.fork import close_in_children
+from backplane.concurrency.fork import close_in_children
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ from io import FileIO
 from typing import TYPE_CHECKING, Final
 
 from backplane.adapters.ipc.log_record import build_seal
-from backplane.adapters.shared.fork import close_in_children
+from backplane.concurrency.fork import close_in_children
 from backplane.errors import PublishError
 
 if TYPE_CHECKING:

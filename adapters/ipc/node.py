@@ -7,14 +7,14 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from backplane.adapters.ipc import wire
-from backplane.adapters.ipc.folder import foreign_peer, is_socket_name, list_sockets
-from backplane.adapters.ipc.listener import Listener
 from backplane.adapters.ipc.log import HistoryLog
 from backplane.adapters.ipc.node_state import NodeState
 from backplane.adapters.ipc.peer import Peer
 from backplane.adapters.ipc.pending_connection import PendingConnection
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerUnavailableError
+from backplane.unix_sockets.listener import Listener
+from backplane.unix_sockets.sockets import foreign_peer, is_socket_name, list_sockets
 
 if TYPE_CHECKING:
     import socket
@@ -59,7 +59,12 @@ class IpcNode:
         )
         self._peers: dict[str, Peer] = {}
         self._pending: set[PendingConnection] = set()
-        self._listener = Listener(self._state.loop, folder, self._accept)
+        try:
+            self._listener = Listener(self._state.loop, folder, self._accept)
+        except OSError as error:
+            raise BrokerUnavailableError(
+                f"cannot listen in {str(folder)!r}: {error.strerror}", adapter="ipc"
+            ) from error
         self._state.own_name = self._listener.name
 
     @property
@@ -72,7 +77,7 @@ class IpcNode:
     async def open(self) -> None:
         """Find the peers, connect to them, and wait until each has sent its subscriptions."""
         # The listener exists already: of two processes that start at once, the one that lists later finds the other.
-        for name in list_sockets(self._state.folder):
+        for name in self._list_sockets():
             if name != self._listener.name and name not in self._peers:
                 self._add_peer(name).publisher.connect()
         found = list(self._peers.values())
@@ -221,6 +226,13 @@ class IpcNode:
     def _remove_peer(self, peer: Peer) -> None:
         if self._peers.get(peer.name) is peer:
             del self._peers[peer.name]
+
+    def _list_sockets(self) -> list[str]:
+        folder = self._state.folder
+        try:
+            return list_sockets(folder)
+        except OSError as error:
+            raise BrokerUnavailableError(f"cannot list {str(folder)!r}: {error.strerror}", adapter="ipc") from error
 
     # -- accepted connections ----------------------------------------------------------------------------------------
 

@@ -7,8 +7,8 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Final, Protocol
 
 from backplane.adapters.ipc import wire
-from backplane.adapters.ipc.folder import connect_socket, remove_stale
 from backplane.adapters.ipc.ledger import Ledger
+from backplane.unix_sockets.sockets import connect_socket, remove_stale
 
 if TYPE_CHECKING:
     import socket

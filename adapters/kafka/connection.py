@@ -33,7 +33,7 @@ from backplane.adapters.kafka.answers import (
 from backplane.adapters.kafka.checked_connection import CheckedConnection
 from backplane.adapters.kafka.codes import error_name
 from backplane.adapters.kafka.protocol import FetchLog, FindTopic, ListOffsets, Produce
-from backplane.adapters.shared.fork import close_in_children
+from backplane.concurrency.fork import close_in_children
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerError, BrokerUnavailableError
 

@@ -20,7 +20,7 @@ from backplane.adapters.nats.errors import line_too_long, outcome_unknown, unava
 from backplane.adapters.nats.parser import MAX_LINE_BYTES, MAX_PAYLOAD_BYTES, NatsParser
 from backplane.adapters.nats.requests import Requests
 from backplane.adapters.nats.server_info import ServerInfo, read_info
-from backplane.adapters.shared.fork import close_in_children
+from backplane.concurrency.fork import close_in_children
 from backplane.errors import BrokerError, PublishError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import hiredis
 
 from backplane.adapters.redis.errors import unavailable
 from backplane.adapters.redis.server_info import Address, ServerInfo
-from backplane.adapters.shared.fork import close_in_children
+from backplane.concurrency.fork import close_in_children
 from backplane.concurrency.shared_future import outcome_of
 from backplane.errors import PublishError
 

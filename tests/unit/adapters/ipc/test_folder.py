@@ -1,4 +1,4 @@
-"""The folder of the sockets: private, in the right place, without stale sockets."""
+"""`backplane.adapters.ipc.folder`: a private folder in the right place, without stale sockets."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import asyncio
 import os
 import socket
 import stat
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from backplane.adapters.ipc.folder import bind_socket, connect_socket, open_folder
-from backplane.errors import BrokerError, ConfigurationError
+from backplane.adapters.ipc.folder import open_folder
+from backplane.errors import BrokerError, BrokerUnavailableError, ConfigurationError
+from backplane.unix_sockets.sockets import bind_socket, connect_socket
 from tests.unit.adapters.ipc.processes import Worker, folder_of, sockets
 
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
+    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 
@@ -60,30 +61,6 @@ async def test_a_folder_of_another_user_is_refused(url: str, directory: Path, mo
         await Worker(url).__aenter__()
 
 
-@pytest.mark.parametrize(("owner", "mode", "problem"), [
-    (12345, 0o755, "belongs to user 12345"), (None, 0o777, "can be written by other users"),
-])  # fmt: skip
-def test_a_path_that_another_user_could_replace_is_refused(
-    directory: Path, monkeypatch: pytest.MonkeyPatch, owner: int | None, mode: int, problem: str
-) -> None:
-    """A user that owns or may write a parent folder could replace ours, so the path is refused."""
-    parent = directory / "parent"
-    parent.mkdir()
-    parent.chmod(mode)
-    found = os.stat_result((parent.stat().st_mode, 0, 0, 1, owner or os.geteuid(), 0, 0, 0, 0, 0))
-    real_stat = Path.stat
-
-    def changed_stat(path: Path, **options: bool) -> os.stat_result:
-        return found if path == parent else real_stat(path, **options)
-
-    monkeypatch.setattr(Path, "stat", changed_stat)
-    with pytest.raises(BrokerError, match=problem):
-        open_folder("app", parent / "own")
-    monkeypatch.undo()
-    parent.chmod(0o1777)  # as /tmp is
-    assert open_folder("app", parent / "own").is_dir()
-
-
 async def test_a_peer_of_another_user_is_refused(
     url: str, directory: Path, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -93,7 +70,7 @@ async def test_a_peer_of_another_user_is_refused(
     listener, foreign = bind_socket(folder_of(directory), 1)
     stack.callback(listener.close)
     folder = folder_of(directory)
-    monkeypatch.setattr("backplane.adapters.ipc.folder.os.geteuid", lambda: os.getuid() + 1)
+    monkeypatch.setattr("backplane.unix_sockets.sockets.os.geteuid", lambda: os.getuid() + 1)
     with socket.socket(socket.AF_UNIX) as ours:
         ours.setblocking(False)
         ours.connect(str(folder / name))
@@ -105,21 +82,19 @@ async def test_a_peer_of_another_user_is_refused(
     assert worker.sink.losses == []
 
 
-@pytest.mark.parametrize("runtime", [True, False])
-def test_the_default_folder_is_private_in_every_part(
-    directory: Path, monkeypatch: pytest.MonkeyPatch, *, runtime: bool
-) -> None:
-    """Without `directory` the folder is in the runtime directory, else below the temporary one, in one of this user."""
-    if runtime:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
-    else:
-        monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-        monkeypatch.setattr("tempfile.gettempdir", lambda: str(directory))
-    folder = open_folder("app", None)
-    assert folder.parent == directory / ("backplane" if runtime else f"backplane-{os.geteuid()}")
+@pytest.mark.parametrize("directory_name", [None, "open"])
+def test_where_the_folder_is(directory: Path, monkeypatch: pytest.MonkeyPatch, directory_name: str | None) -> None:
+    """A directory that the URL names may be readable by others; the default one belongs to this user alone."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
+    named = None if directory_name is None else directory / directory_name
+    folder = open_folder("app", named)
+    assert folder.parent == (directory / "backplane" if named is None else named)
     folder.parent.chmod(0o755)
-    with pytest.raises(BrokerError, match="open to other users"):
-        open_folder("app", None)
+    if named is not None:
+        assert open_folder("app", named) == folder
+        return
+    with pytest.raises(BrokerError, match=r"^ipc: .* is open to other users .*: name another one with \?directory="):
+        open_folder("app", named)
 
 
 async def test_a_directory_too_long_for_a_socket_is_refused(directory: Path) -> None:
@@ -140,3 +115,20 @@ async def test_stale_sockets_are_removed_at_the_next_start(url: str, directory: 
         os.utime(folder_of(directory) / "1-00000000.sock", (0, 0))  # as if its process had died before it listened
         async with Worker(url):
             assert "1-00000000.sock" not in sockets(directory)
+
+
+async def test_a_folder_without_room_for_a_socket(url: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no socket can be made, or the folder cannot be read, the start fails as one that another try can mend."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("backplane.unix_sockets.listener.bind_socket", full)
+        with pytest.raises(BrokerUnavailableError, match=r"^ipc: cannot listen in .*No space left"):
+            await Worker(url).__aenter__()
+    with monkeypatch.context() as patched:
+        patched.setattr("backplane.adapters.ipc.node.list_sockets", full)
+        with pytest.raises(BrokerUnavailableError, match=r"^ipc: cannot list .*No space left"):
+            await Worker(url).__aenter__()
+    assert not sockets(directory)

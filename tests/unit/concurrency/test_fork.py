@@ -1,4 +1,4 @@
-"""`backplane.adapters.shared.fork`: a forked child closes what it inherits (each adapter: integration/test_sync.py)."""
+"""`backplane.concurrency.fork`: a forked child closes what it inherits (each adapter: integration/test_sync.py)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 SCRIPT = """
 import asyncio, os, resource, socket, stat, sys
 {loop}
-from backplane.adapters.shared.fork import close_in_children
+from backplane.concurrency.fork import close_in_children
 
 def is_socket(descriptor):
     return stat.S_ISSOCK(os.fstat(descriptor).st_mode)

@@ -1,4 +1,4 @@
-"""The socket to which the peers of this process connect."""
+"""The socket to which other processes of this user connect."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Final
 
-from backplane.adapters.ipc.folder import bind_socket
+from backplane.unix_sockets.sockets import bind_socket
 
 if TYPE_CHECKING:
     import asyncio
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Listener"]
 
-logger: Final = logging.getLogger("backplane.adapters.ipc.listener")
+logger: Final = logging.getLogger("backplane.unix_sockets.listener")
 
 _BACKLOG: Final = 1024
 _PAUSE_SECONDS: Final = 1.0
@@ -29,23 +29,29 @@ class Listener:
         loop: The running event loop.
         folder: Where the socket is made.
         accepted: Called with each connection.
+        group: What the name of the socket begins with.
 
     Attributes:
         name: Name of the socket.
 
     Raises:
-        BrokerUnavailableError: The socket cannot be made.
+        OSError: The socket cannot be made.
     """
 
     __slots__ = ("_accepted", "_closed", "_listener", "_loop", "_path", "_pause", "name")
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, folder: Path, accepted: Callable[[socket.socket], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        folder: Path,
+        accepted: Callable[[socket.socket], None],
+        *,
+        group: str = "",
     ) -> None:
         self._loop = loop
         self._accepted = accepted
         self.name: str
-        self._listener, self.name = bind_socket(folder, _BACKLOG)
+        self._listener, self.name = bind_socket(folder, _BACKLOG, group)
         self._path = folder / self.name
         self._closed = False
         self._pause: asyncio.TimerHandle | None = None
@@ -76,7 +82,7 @@ class Listener:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:  # out of file descriptors: the socket stays readable, so the loop would spin
-                logger.warning("cannot accept a peer (%s), trying again in a second", error.strerror)
+                logger.warning("cannot accept on %s (%s), trying again in a second", self.name, error.strerror)
                 self._loop.remove_reader(self._listener)
                 self._pause = self._loop.call_later(_PAUSE_SECONDS, self._open)
                 return
