@@ -57,6 +57,8 @@ from backplane.presence_types import (
 )
 from backplane.settings import Settings
 from backplane.statistics import Statistics
+from backplane.stats.overview import ChannelOverview, Overview, Problem, WorkerOverview
+from backplane.stats.overviews import Overviews
 from backplane.typed_channel import TypedChannel
 from backplane.web.origin import AllowedOrigins
 from backplane.worker.health import Health
@@ -72,6 +74,7 @@ __all__ = [
     "BrokerAuthenticationError",
     "BrokerError",
     "BrokerUnavailableError",
+    "ChannelOverview",
     "Client",
     "CloseCode",
     "ClosedError",
@@ -102,6 +105,8 @@ __all__ = [
     "OnMessage",
     "OnSlow",
     "OriginRefusedError",
+    "Overview",
+    "Overviews",
     "PayloadTooLargeError",
     "PermissionExpiredError",
     "Position",
@@ -111,6 +116,7 @@ __all__ = [
     "PresenceView",
     "PresenceWatch",
     "PresentUser",
+    "Problem",
     "PublishError",
     "PublishOutcomeUnknownError",
     "Receipt",
@@ -130,6 +136,7 @@ __all__ = [
     "TypedChannel",
     "Who",
     "Worker",
+    "WorkerOverview",
     "WrongLoopError",
 ]
 

@@ -43,11 +43,13 @@ class Answers:
         errors: What went wrong at those that answered with an error, in words: the handler raised or took too long, or
             it has none for this survey.
         missing: The workers that did not answer in time, or ended meanwhile. They may have received it all the same.
+        seconds: After how long the answer of each worker was received, sending included.
     """
 
     by_worker: dict[Worker, Any] = field(default_factory=dict[Worker, Any])
     errors: dict[Worker, str] = field(default_factory=dict[Worker, str])
     missing: list[Worker] = field(default_factory=list[Worker])
+    seconds: dict[Worker, float] = field(default_factory=dict[Worker, float])
 
     @property
     def complete(self) -> bool:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from backplane.control.surveys import SurveyHandler, Surveys
     from backplane.presence.watch import PresenceWatch
     from backplane.presence_types import PresenceView
+    from backplane.stats.overviews import Overviews
     from backplane.worker.lifecycle import Lifecycle
 
 __all__ = ["ClusterVerbs"]
@@ -84,6 +85,34 @@ class ClusterVerbs:
             yield watch
         finally:
             cluster.end_watch(watch)
+
+    # --- figures of all workers ---
+
+    @asynccontextmanager
+    async def overviews(self, *, interval_seconds: float = 2.0, with_rates: bool = False) -> AsyncGenerator[Overviews]:
+        """Watch the figures of all workers: `async with backplane.overviews() as overviews: async for overview in ...`.
+
+        Workers send their figures only while a process watches: each sends some 4 KB every 2 seconds to all that watch,
+        however many these are; above 50 workers less often, so that those that watch receive no more than 25 of them a
+        second.
+
+        Args:
+            interval_seconds: The time between two items, which is at least the one in which the workers send. Defaults
+                to 2.
+            with_rates: Wait with the first item until it has the rates of all workers, some 2 seconds.
+
+        Raises:
+            ConfigurationError: Without `cluster`, or `interval_seconds` is not a number more than 0.
+            NotStartedError, ClosedError: The backplane is not running.
+            WrongLoopError: It runs in another event loop, thread or process.
+        """
+        check_number("interval_seconds", interval_seconds)
+        cluster = self._lifecycle.running().members()
+        overviews = cluster.overviews(interval_seconds=interval_seconds, with_rates=with_rates)
+        try:
+            yield overviews
+        finally:
+            cluster.end_watch(overviews)
 
     # --- workers and surveys ---
 

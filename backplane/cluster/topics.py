@@ -8,13 +8,16 @@ from typing import Final
 
 from backplane.channels import MAX_CHANNEL_BYTES, RESERVED_PREFIX
 
-__all__ = ["CONTROL", "WORKERS", "inbox_of", "is_inbox", "is_worker", "presence_of"]
+__all__ = ["CONTROL", "STATS", "WORKERS", "inbox_of", "is_inbox", "is_worker", "presence_of"]
 
 WORKERS: Final = f"{RESERVED_PREFIX}workers"
 """Heartbeats of all workers."""
 
 CONTROL: Final = f"{RESERVED_PREFIX}control"
 """Commands to all workers."""
+
+STATS: Final = f"{RESERVED_PREFIX}stats"
+"""Figures of all workers, which only those that watch receive."""
 
 _INBOX: Final = f"{RESERVED_PREFIX}worker/"
 _PRESENCE: Final = f"{RESERVED_PREFIX}presence/"

@@ -61,6 +61,7 @@ class CommandReceiver:
         bursts: How failures are logged.
 
     Attributes:
+        messages: Messages that were received on the control channel, which all workers receive.
         applied: Commands that were applied.
         rejected: Messages that are no command, or one that cannot be applied, or of another time.
     """
@@ -87,6 +88,7 @@ class CommandReceiver:
             "join": self._join,
             "survey": self._survey,
         }
+        self.messages: int = 0
         self.applied: int = 0
         self.rejected: int = 0
 
@@ -94,8 +96,13 @@ class CommandReceiver:
         """Apply commands of one more kind, which takes no time, by a function that returns the answer."""
         self._kinds[kind] = apply
 
+    def add_slow_kind(self, kind: str, apply: Callable[[Command], Coroutine[Any, Any, Any]]) -> None:
+        """Apply commands of one more kind, which takes time and goes on beside the commands after it."""
+        self._slow_kinds[kind] = apply
+
     def received(self, _topic: str, text: str, /) -> None:
         """Apply a command, unless it was applied before."""
+        self.messages += 1
         command = parse_command(text)
         if command is None:
             return self._reject("it is no command")

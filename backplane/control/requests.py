@@ -109,12 +109,16 @@ class _Pending:
         self._expected: dict[str, Worker] = {}
         self._waited_for: set[str] = set()
         self._answers: dict[str, Answer] = {}
+        self._loop = asyncio.get_running_loop()
+        self._began_at = self._loop.time()
+        self._seconds: dict[str, float] = {}
         self.complete = asyncio.Event()
 
     def take(self, answer: Answer) -> None:
         """Take an answer, also of a worker that was not known; only the first one of each counts."""
         if answer.worker in self._expected or len(self._answers) < _MAX_UNKNOWN:
-            self._answers.setdefault(answer.worker, answer)
+            if self._answers.setdefault(answer.worker, answer) is answer:
+                self._seconds[answer.worker] = self._loop.time() - self._began_at
             self._waited_for.discard(answer.worker)
             self._check()
 
@@ -139,6 +143,7 @@ class _Pending:
             by_worker={workers[name]: answer.value for name, answer in given if answer.succeeded},
             errors={workers[name]: str(answer.value) for name, answer in given if not answer.succeeded},
             missing=[worker for name, worker in self._expected.items() if name not in self._answers],
+            seconds={workers[name]: seconds for name, seconds in self._seconds.items()},
         )
 
     def _check(self) -> None:

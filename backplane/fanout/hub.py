@@ -125,6 +125,10 @@ class Hub:
         """The channels with at least one local subscriber."""
         return self._subscribers.keys()
 
+    def audiences(self) -> list[tuple[str, int]]:
+        """Return every channel with the number of its local subscribers, the reserved ones included."""
+        return [(channel, len(subscribers)) for channel, subscribers in self._subscribers.items()]
+
     @property
     def in_doubt(self) -> int:
         """How many channels may miss messages that the broker has not given back yet: none without a history."""

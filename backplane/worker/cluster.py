@@ -21,8 +21,13 @@ from backplane.presence.attendance import Attendance, no_presence
 from backplane.presence.frames import PresenceFrames
 from backplane.presence.times import PresenceTimes
 from backplane.presence.watch import PresenceWatch
+from backplane.stats.overviews import Overviews
+from backplane.stats.publisher import WATCH, StatsPublisher
+from backplane.stats.reader import StatsReader
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from backplane.broadcaster import Broadcaster
     from backplane.broker.link_state import LinkState
     from backplane.cluster.bus import ClusterBus
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
     from backplane.presence.contract import Worker as KnownWorker
     from backplane.presence_types import Presence, PresenceRules, PresenceView, Who
     from backplane.settings import Settings
+    from backplane.stats.snapshot import WorkerSnapshot
 
 __all__ = ["SETTLE_HEARTBEATS", "Cluster", "ClusterMode"]
 
@@ -63,8 +69,11 @@ class Cluster:
         surveys: The handlers of surveys.
         mode: Whether it is a member of the cluster.
         bursts: How failures are logged.
+        take_snapshot: Returns the figures of this worker.
+        url: The broker, its password masked.
 
     Attributes:
+        rules: See above.
         clients: The clients of this worker by user.
         requests: Commands to all workers.
         user_cap: How many connections a user has on all workers.
@@ -81,9 +90,11 @@ class Cluster:
         surveys: Surveys,
         mode: ClusterMode,
         bursts: LogBursts,
+        take_snapshot: Callable[[float], WorkerSnapshot],
+        url: str,
     ) -> None:
         self._bus = bus
-        self._rules = rules
+        self.rules: Final = rules
         self._mode = mode
         self._started_at = time.time()
         self._package = _version_of_package()
@@ -108,10 +119,24 @@ class Cluster:
             observes=mode == "observer",
             workers_changed=self.requests.workers_changed,
         )
+        self._stats = StatsPublisher(bus, take_snapshot, lambda: len(self._asked()))
+        self._commands.add_kind(WATCH, self._stats.watch)
+        self._stats_reader = StatsReader(
+            bus,
+            self.requests,
+            workers=self.workers,
+            knows_all=self._knows_all,
+            is_live=lambda: self._is_live,
+            rejected=lambda: self.rejected,
+            url=url,
+            own=take_snapshot if mode == "member" else None,
+            down_seconds=settings.worker_down_seconds,
+            bursts=bursts,
+        )
         self._affinity = hub.affinity
         self._is_live = False
         self._frames = PresenceFrames(self._agent, hub)
-        self._watches: dict[PresenceWatch, None] = {}
+        self._watches: dict[PresenceWatch | Overviews, None] = {}
         # Of the clients without a user, which can be notified all the same.
         self._unnamed = Attendance(self._agent, self._frames, rules, None) if rules else None
 
@@ -159,6 +184,7 @@ class Cluster:
     async def stop(self) -> None:
         """End in order: the other workers are notified, if the broker is available."""
         self.end_watches()
+        self._stats.stop()
         self.requests.stop()
         await self._commands.stop()
         if self._settling is not None:
@@ -175,6 +201,11 @@ class Cluster:
     def applied(self) -> int:
         """Commands that this worker has applied."""
         return self._commands.applied
+
+    @property
+    def control_received(self) -> int:
+        """Messages that it has received on the control channel."""
+        return self._commands.messages
 
     @property
     def rejected(self) -> int:
@@ -199,7 +230,7 @@ class Cluster:
             return self._unnamed
         if self._mode == "observer":
             raise ConfigurationError("presence=Who(...) needs a member of the cluster: this Backplane is an observer")
-        return Attendance(self._agent, self._frames, self._rules, who)
+        return Attendance(self._agent, self._frames, self.rules, who)
 
     def watch(self, channel: str) -> PresenceWatch:
         """Watch a channel; to be ended by `end_watch`.
@@ -212,7 +243,15 @@ class Cluster:
         self._watches[watch] = None
         return watch
 
-    def end_watch(self, watch: PresenceWatch) -> None:
+    def overviews(self, *, interval_seconds: float, with_rates: bool) -> Overviews:
+        """Watch the figures of all workers; to be ended by `end_watch`."""
+        overviews = Overviews(
+            self._stats_reader, self._affinity, interval_seconds=interval_seconds, with_rates=with_rates
+        )
+        self._watches[overviews] = None
+        return overviews
+
+    def end_watch(self, watch: PresenceWatch | Overviews) -> None:
         """End a watch."""
         watch.end()
         self._watches.pop(watch, None)
@@ -242,7 +281,7 @@ class Cluster:
     def workers(self) -> list[Worker]:
         """Return the workers that are known, this one first if it is one."""
         known = [_worker(worker) for worker in self._agent.workers() if worker.info and _is_listed(worker)]
-        return [self._self(), *known] if self._mode == "member" else known
+        return [self.own(), *known] if self._mode == "member" else known
 
     def _asked(self) -> list[Worker]:
         """Return the workers that answer commands."""
@@ -256,7 +295,8 @@ class Cluster:
         self._is_settled = True
         self.requests.workers_changed()
 
-    def _self(self) -> Worker:
+    def own(self) -> Worker:
+        """Return this worker."""
         about = self._describe()
         return Worker(
             id=self._bus.worker,
@@ -293,7 +333,7 @@ class Cluster:
             self._agent.link_changed(is_live=False)
 
     def _rule_of(self, channel: str) -> Presence:
-        rule = self._rules.rule_of(channel)
+        rule = self.rules.rule_of(channel)
         if rule is None:
             raise no_presence(channel)
         return rule

@@ -7,6 +7,7 @@ import os
 import random
 import time
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from backplane.broker.keep import Keep
@@ -45,6 +46,7 @@ from backplane.worker.clients import ClientRegistry
 from backplane.worker.cluster import Cluster
 from backplane.worker.health import Health
 from backplane.worker.shutdown import stagger_window
+from backplane.worker.snapshot import take_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,6 +97,10 @@ class Runtime:
         close_seconds: How long the close of a client that reads nothing takes beyond its handler's grace.
 
     Attributes:
+        history_rules: See above.
+        scheme: The scheme of the broker's URL.
+        wire_format: As the adapter's option of that name.
+        state_changed_at: When the state of the link last changed, by the event loop's clock.
         affinity: The event loop in which all of it lives.
         calls: What other threads publish, on its way into that event loop.
         origin: Random bytes that identify this process on the broker.
@@ -130,12 +136,14 @@ class Runtime:
         self.settings = settings
         self._on_state = on_state
         self.origin: bytes = os.urandom(8)
+        self.state_changed_at: float = asyncio.get_running_loop().time()
         self.broker_subscriptions: BrokerSubscriptions = BrokerSubscriptions(
             linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds
         )
         self.bursts: LogBursts = LogBursts()
         self.statistics: Counters = Counters()
-        self._history_rules = history_rules
+        self.history_rules = history_rules
+        self.scheme: str = broadcaster.url.scheme
         self.histories: Histories | None = None
         if history_rules is not None:
             self.histories = Histories(
@@ -205,6 +213,8 @@ class Runtime:
                 surveys=cluster.surveys,
                 mode=cluster.mode,
                 bursts=self.bursts,
+                take_snapshot=partial(take_snapshot, self),
+                url=str(broadcaster.url),
             )
             self.clients.index = self.cluster.clients
 
@@ -272,7 +282,7 @@ class Runtime:
     ) -> Receipt:
         """Encode and publish, as the setting `outage` decides, and count the outcome; see `Backplane.publish`."""
         validate_channel(channel)
-        rule = None if self._history_rules is None else self._history_rules.rule_of(channel)
+        rule = None if self.history_rules is None else self.history_rules.rule_of(channel)
         key = None if idempotency_key is None else self._checked_key(idempotency_key, channel, rule)
         payload = encode(
             data,
@@ -436,6 +446,7 @@ class Runtime:
         )
 
     def _state_changed(self, change: StateChange) -> None:
+        self.state_changed_at = asyncio.get_running_loop().time()
         if self.cluster is not None:
             self.cluster.link_changed(change.new)
         if self._on_state is not None:

@@ -53,6 +53,7 @@ PUBLIC_NAMES = [
     "BrokerAuthenticationError",
     "BrokerError",
     "BrokerUnavailableError",
+    "ChannelOverview",
     "Client",
     "CloseCode",
     "ClosedError",
@@ -83,6 +84,8 @@ PUBLIC_NAMES = [
     "OnMessage",
     "OnSlow",
     "OriginRefusedError",
+    "Overview",
+    "Overviews",
     "PayloadTooLargeError",
     "PermissionExpiredError",
     "Position",
@@ -92,6 +95,7 @@ PUBLIC_NAMES = [
     "PresenceView",
     "PresenceWatch",
     "PresentUser",
+    "Problem",
     "PublishError",
     "PublishOutcomeUnknownError",
     "Receipt",
@@ -111,6 +115,7 @@ PUBLIC_NAMES = [
     "TypedChannel",
     "Who",
     "Worker",
+    "WorkerOverview",
     "WrongLoopError",
 ]
 

@@ -94,6 +94,7 @@ USES: dict[type, dict[str, Callable[[World], Any]]] = {
         "history": lambda world: world.backplane.history("k"),
         "present": lambda world: world.backplane.present("a"),
         "watch": lambda world: enter(world.backplane.watch("a")),
+        "overviews": lambda world: enter(world.backplane.overviews()),
         "workers": lambda world: world.backplane.workers(),
         "survey": lambda world: world.backplane.survey("load"),
         "disconnect": lambda world: world.backplane.disconnect(user="u"),
