@@ -76,7 +76,7 @@ class WorkerOverview:
         resident_bytes: Memory that its process uses; `None` where that is not known.
         clock_offset: How much its clock is ahead of this host's, in seconds, to half a round trip; `None` where it was
             not measured yet.
-        control_heard: Messages that it has received on the control channel since its start.
+        control_received: Messages that it has received on the control channel since its start.
         age_seconds: How old this is.
     """
 
@@ -102,7 +102,7 @@ class WorkerOverview:
     cpu: float | None
     resident_bytes: int | None
     clock_offset: float | None
-    control_heard: int
+    control_received: int
     age_seconds: float
 
 
@@ -195,7 +195,7 @@ def worker_overview(
         cpu=None if before is None else _per_second(last.cpu_seconds - before.cpu_seconds, before, last),
         resident_bytes=last.resident_bytes,
         clock_offset=clock_offset,
-        control_heard=last.control_received,
+        control_received=last.control_received,
         age_seconds=age_seconds,
     )
 

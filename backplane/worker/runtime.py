@@ -99,7 +99,6 @@ class Runtime:
     Attributes:
         history_rules: See above.
         scheme: The scheme of the broker's URL.
-        wire_format: As the adapter's option of that name.
         state_changed_at: When the state of the link last changed, by the event loop's clock.
         affinity: The event loop in which all of it lives.
         calls: What other threads publish, on its way into that event loop.

@@ -198,6 +198,17 @@ def test_limit() -> None:
             pass
 
 
+@pytest.mark.anyio
+async def test_overviews(capsys: pytest.CaptureFixture[str]) -> None:
+    """The report goes on until the worker stops."""
+    names = run("operations/cluster.md", "overviews")
+    async with asyncio.TaskGroup() as tasks, names["backplane"]:
+        tasks.create_task(names["report"]())
+        while "live" not in (printed := capsys.readouterr().out):
+            await asyncio.sleep(0.05)
+    assert printed.startswith("The worker is live.\nwithout ()\n")
+
+
 def test_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     """The secret of the environment is accepted, and not shown."""
     monkeypatch.setenv("CONTROL_SECRET", "0123456789abcdef")

@@ -36,7 +36,7 @@ def test_one_snapshot_has_no_rates() -> None:
     )
     assert (one.worker, one.id, one.state, one.since) == ("web-1/31-aaaa", ADA, "live", 1_939.0)
     assert (one.connections, one.channels, one.gaps, one.draining, one.generation) == (3, 2, 1, True, 4)
-    assert (one.rates, one.cpu, one.lag_p99, one.clock_offset, one.control_heard) == (None, None, None, 0.5, 5)
+    assert (one.rates, one.cpu, one.lag_p99, one.clock_offset, one.control_received) == (None, None, None, 0.5, 5)
 
 
 def test_rates() -> None:
