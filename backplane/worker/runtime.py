@@ -135,7 +135,6 @@ class Runtime:
         self.settings = settings
         self._on_state = on_state
         self.origin: bytes = os.urandom(8)
-        self.state_changed_at: float = asyncio.get_running_loop().time()
         self.broker_subscriptions: BrokerSubscriptions = BrokerSubscriptions(
             linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds
         )
@@ -156,6 +155,7 @@ class Runtime:
         histories = self.histories
         self.hub: Hub = Hub(self.broker_subscriptions, self.bursts) if histories is None else histories.hub
         self.affinity: LoopAffinity = self.hub.affinity
+        self.state_changed_at: float = self.affinity.loop.time()
         self.calls: CallQueue = CallQueue()
         self.calls.open()
         self.supervisor: Supervisor = Supervisor(
@@ -445,7 +445,7 @@ class Runtime:
         )
 
     def _state_changed(self, change: StateChange) -> None:
-        self.state_changed_at = asyncio.get_running_loop().time()
+        self.state_changed_at = self.affinity.loop.time()
         if self.cluster is not None:
             self.cluster.link_changed(change.new)
         if self._on_state is not None:
