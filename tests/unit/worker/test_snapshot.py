@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from backplane import Backplane, History, Presence, Settings
-from backplane.worker import snapshot as module
 from backplane.worker.snapshot import shared_settings, take_snapshot
 from tests.unit.doubles import RecordingSubscriber
 
@@ -63,7 +62,7 @@ async def test_without_a_proc_folder(monkeypatch: pytest.MonkeyPatch) -> None:
         raise FileNotFoundError
 
     async with Backplane("memory://", cluster=True) as backplane:
-        monkeypatch.setattr(module.Path, "read_bytes", refuse)
+        monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
         assert take_snapshot(runtime_of(backplane), 2).resident_bytes is None
 
 
