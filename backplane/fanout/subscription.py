@@ -69,6 +69,11 @@ class Subscription(BaseSubscriber):
         """`subscription`."""
         return "subscription"
 
+    @property
+    def dropped(self) -> int:
+        """How many messages its `Backlog` dropped or replaced so far, because they were consumed too slowly."""
+        return self._outbox.dropped
+
     def position(self, channel: str) -> Position | None:
         """Return up to where `channel` was iterated; `None` without a history, and where that is not known.
 

@@ -216,6 +216,18 @@ def test_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "0123" not in repr(vars(backplane))
 
 
+def test_live_page() -> None:
+    """The page is shown to a visitor with a session, and to no other."""
+    names = run("operations/live-page.md", "live-page")
+    names["sessions"]["token"] = "Ada"
+    with TestClient(names["app"]) as client:
+        assert client.get("/backplane").status_code == 403
+        client.cookies["session"] = "token"
+        assert "<title>backplane</title>" in client.get("/backplane").text
+        assert client.get("/backplane/api/session").json() == {"name": "Ada"}
+        assert client.get("/backplane/api/tail", params={"channel": "a"}).status_code == 403
+
+
 def test_health(capsys: pytest.CaptureFixture[str]) -> None:
     """The routes answer, and every change of the state is printed."""
     with TestClient(run("operations/health-and-metrics.md", "health")["app"]) as client:

@@ -189,7 +189,8 @@ def test_every_public_name_is_on_the_api_page() -> None:
 
 @needs_documents
 @pytest.mark.parametrize(
-    "module", ["broadcaster", "client_routes", "dependencies", "errors", "health_routes", "lane", "sync", "testing"]
+    "module",
+    ["admin", "broadcaster", "client_routes", "dependencies", "errors", "health_routes", "lane", "sync", "testing"],
 )
 def test_every_name_of_a_public_module_is_on_the_api_page(module: str) -> None:
     """Each name that a public module exports is documented by itself, or with its module, in which it is defined."""

@@ -329,13 +329,14 @@ def test_source_distribution(tmp_path: Path) -> None:
 
 @needs_clone
 def test_wheel(tmp_path: Path) -> None:
-    """The wheel holds the modules, the marker of types, the script, and what the demo serves, and nothing else."""
+    """The wheel holds the modules, the marker of types, the script, and what demo and page serve, and nothing else."""
     with zipfile.ZipFile(build("wheel", tmp_path)) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
     modules = {name for name in tracked() if name.endswith(".py") and name.startswith(("backplane/", "adapters/"))}
     expected = {re.sub("^adapters/", "backplane/adapters/", name) for name in modules}
     demo = {f"backplane/demo/{name}" for name in ("page.html", "centrifuge.js", "centrifuge.LICENSE")}
-    assert files == expected | demo | {"backplane/py.typed", "backplane/web/client.js"}
+    page = {name for name in tracked() if name.startswith("backplane/admin/page/")}
+    assert files == expected | demo | page | {"backplane/py.typed", "backplane/web/client.js"}
 
 
 @needs_sources

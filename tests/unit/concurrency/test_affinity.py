@@ -150,7 +150,7 @@ SAFE: dict[type, set[str]] = {
         "url",
     },
     Connection: {"channels", "context", "id", "is_over", "kind", "resumed", "state", "user"},
-    Subscription: {"channels", "context", "id", "is_over", "kind", "position", "resumed", "token", "user"},
+    Subscription: {"channels", "context", "dropped", "id", "is_over", "kind", "position", "resumed", "token", "user"},
     TypedChannel: {"encode", "name"},
 }
 INTERNAL: dict[type, set[str]] = {

@@ -164,16 +164,18 @@ async def test_slow_consumer_in_bytes() -> None:
     [("drop_oldest", ["3", "4"]), ("drop_newest", ["1", "2"]), ("latest", ["4"])],
 )
 async def test_drop_policies(when_full: FullPolicy, expected: list[str]) -> None:
-    """A consumer with a dropping policy loses what the policy drops, and goes on."""
+    """A consumer with a dropping policy loses what the policy drops, which is counted, and goes on."""
     async with running() as world:
         subscription = subscription_on(world.hub, when_full=when_full, max_messages=2)
         await subscription.join("a")
         for payload in (b"1", b"2", b"3", b"4"):
             world.hub.deliver("a", payload)
         await until_idle()
+        assert subscription.dropped == 4 - len(expected)
         assert await take(subscription, len(expected)) == expected
         world.hub.deliver("a", b"5")
         assert await take(subscription, 1) == ["5"]
+        assert subscription.dropped == 4 - len(expected)
         subscription.end()
 
 

@@ -1,0 +1,141 @@
+// Where the figures come from: one event stream, of which the last ten minutes are kept, and calls of the JSON routes.
+
+import { useEffect, useState } from "./preact.js";
+
+const KEPT = 300; // samples, one every 2 seconds
+const KEPT_LOG = 1000;
+const KEPT_STATES = 200;
+const SILENT_MS = 8000; // the worker sends every 2 seconds
+const RETRY_MS = 3000;
+
+/** What every screen reads. `connection`: connecting, live, lost, or refused, after which only a reload helps. */
+export const state = { connection: "connecting", since: null, view: null, samples: [], courses: {}, log: [] };
+
+const listeners = new Set();
+const changed = () => listeners.forEach((listener) => listener());
+
+export function useSource() {
+  const [, redraw] = useState(0);
+  useEffect(() => {
+    const listener = () => redraw((drawn) => drawn + 1);
+    listeners.add(listener);
+    return () => listeners.delete(listener);
+  }, []);
+  return state;
+}
+
+/** Ask for JSON. Raises an Error with what the worker answered. */
+export async function ask(path, query = {}) {
+  const given = Object.entries(query).filter(([, value]) => value !== "" && value != null);
+  return answerOf(await fetch(`api/${path}?${new URLSearchParams(given)}`, { cache: "no-store" }));
+}
+
+/** Change something. Raises an Error with what the worker answered. */
+export async function change(path, body) {
+  const headers = { "Content-Type": "application/json", "X-Backplane": "admin" };
+  return answerOf(await fetch(`api/${path}`, { method: "POST", headers, body: JSON.stringify(body) }));
+}
+
+async function answerOf(response) {
+  let body = null;
+  try {
+    body = await response.json();
+  } catch {
+    // a proxy's page
+  }
+  if (response.ok && body) return body;
+  const error = new Error(body?.detail ?? `the worker answered with status ${response.status}`);
+  error.status = response.status;
+  throw error;
+}
+
+/** Open an event stream that comes back by itself; returns the function that ends it. */
+export function listen(path, handlers, onState) {
+  let stream, timer, watchdog, ended = false;
+
+  function open() {
+    stream = new EventSource(path);
+    for (const [name, handler] of Object.entries(handlers)) {
+      stream.addEventListener(name, (event) => {
+        alive();
+        handler(JSON.parse(event.data));
+      });
+    }
+    stream.onopen = alive;
+    stream.onerror = lost;
+    alive();
+  }
+
+  function alive() {
+    clearTimeout(watchdog);
+    watchdog = setTimeout(lost, SILENT_MS);
+  }
+
+  async function lost() {
+    stream.close(); // by itself it would not come back after an HTTP error
+    clearTimeout(watchdog);
+    clearTimeout(timer);
+    if (ended) return;
+    onState("lost");
+    timer = setTimeout(open, RETRY_MS * (0.5 + Math.random()));
+    try {
+      const { status } = await fetch("api/session", { cache: "no-store" });
+      if ([401, 403].includes(status) && !ended) {
+        clearTimeout(timer);
+        onState("refused");
+      }
+    } catch {
+      // no worker there: the timer tries again
+    }
+  }
+
+  open();
+  return () => {
+    ended = true;
+    stream.close();
+    clearTimeout(watchdog);
+    clearTimeout(timer);
+  };
+}
+
+export function start() {
+  listen("api/stream", { overview: take, log: takeLog }, (connection) => {
+    if (state.connection === connection) return;
+    state.connection = connection;
+    state.since = Date.now() / 1000;
+    changed();
+  });
+}
+
+function take(view) {
+  state.view = view;
+  state.connection = "live";
+  state.samples.push(sampleOf(view));
+  if (state.samples.length > KEPT) state.samples.shift();
+  for (const worker of view.workers) follow(worker, view.at);
+  changed();
+}
+
+/** One sample of all workers: sums, and of the lag the longest. What no worker knows is not there. */
+function sampleOf({ at, workers }) {
+  const known = (values) => values.filter((value) => Number.isFinite(value));
+  const sum = (values) => (known(values).length ? known(values).reduce((total, value) => total + value, 0) : null);
+  const sample = { at, lag_p99: known(workers.map(({ lag_p99: lag }) => lag)).reduce((most, lag) => Math.max(most ?? 0, lag), null) };
+  for (const name of ["connections", "channels", "gaps", "slow", "waiting_bytes"]) sample[name] = sum(workers.map((worker) => worker[name]));
+  for (const name of ["deliveries", "publishes", "failures", "dropped"]) sample[name] = sum(workers.map(({ rates }) => rates?.[name]));
+  return sample;
+}
+
+/** Note since when the link of a worker is in its state, for the strip of its last hour. */
+function follow({ id, state: link, since, started_at: begin }, at) {
+  const course = (state.courses[id] ??= []);
+  const last = course[course.length - 1];
+  if (last?.state !== link) course.push({ at: Math.max(since ?? begin ?? at, last?.at ?? 0), state: link });
+  if (course.length > KEPT_STATES) course.shift();
+}
+
+function takeLog(entries) {
+  state.log.push(...entries);
+  state.log.splice(0, state.log.length - KEPT_LOG);
+  changed();
+}
