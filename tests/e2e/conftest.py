@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.chromium import chromium_page
+from tests.e2e.brokers import BROKERS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
@@ -28,7 +29,7 @@ def server_logs_as_before() -> Generator[None]:
         log.propagate, log.handlers[:] = propagate, handlers
 
 
-@pytest.fixture(params=["ipc", "redis", "nats", "kafka"])
+@pytest.fixture(params=BROKERS)
 def broker_url(request: pytest.FixtureRequest) -> str:
     """The URL of each broker that connects processes, in turn."""
     if request.param == "ipc":

@@ -19,6 +19,7 @@ from websockets.sync.client import connect
 
 from tests.brokers.process import free_port
 from tests.cluster_app import HEARTBEAT_SECONDS
+from tests.e2e.brokers import by_default_on
 from tests.server_process import server_process
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def _serving(url: str, folder: Path) -> Generator[Application]:
         yield application
 
 
+@by_default_on("redis", "kafka")
 def test_commands(broker_url: str, tmp_path: Path) -> None:
     """They list the workers and who is in a room, ask every worker, close a user's connections, and change nothing."""
     with _serving(broker_url, tmp_path) as application, ExitStack() as stack:

@@ -16,6 +16,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.brokers.process import free_port
+from tests.e2e.brokers import by_default_on
 from tests.server_process import server_process
 from tests.servers import COMMANDS, WORKERS, Server
 
@@ -172,6 +173,7 @@ async def test_a_ban_ends_every_connection_and_names_a_stopped_worker(broker_url
             assert set(await asyncio.gather(*(end_of(socket) for socket, _ in others))) == {(4003, "banned")}
 
 
+@by_default_on("ipc", "nats")
 async def test_scripts_that_are_no_workers(broker_url: str, tmp_path: Path) -> None:
     """A script with the secret disconnects a user; what one without it, or with another one, sends is counted."""
     with serving("gunicorn", broker_url, tmp_path, {"TEST_CONTROL_SECRET": _SECRET}) as server:
@@ -198,6 +200,7 @@ async def test_scripts_that_are_no_workers(broker_url: str, tmp_path: Path) -> N
             assert logged.count("not signed with this worker's control_secret") >= WORKERS
 
 
+@by_default_on("redis", "kafka")
 async def test_one_session_per_user(broker_url: str, tmp_path: Path) -> None:
     """Each new session ends the one before; of many that begin at once exactly one stays."""
     with serving("gunicorn", broker_url, tmp_path) as server:
@@ -237,6 +240,7 @@ def sessions(stack: AsyncExitStack, server: Server, count: int) -> list[Awaitabl
     return [begin() for _ in range(count)]
 
 
+@by_default_on("ipc", "redis")
 async def test_a_limit_for_all_workers(broker_url: str, tmp_path: Path) -> None:
     """Of ten connections that a user opens at once, on four workers, two are admitted, and the rest get a 429."""
     with serving("gunicorn", broker_url, tmp_path) as server:

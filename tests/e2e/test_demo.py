@@ -21,6 +21,8 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Viewport
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from tests.e2e.brokers import by_default_on
+
 pytestmark = pytest.mark.timeout(180)
 
 # With two workers, one reconnect of the page, which makes eight attempts itself, nearly always suffices.
@@ -224,6 +226,7 @@ def test_own_message_whose_worker_is_killed_is_shown_once(pages: tuple[Page, Pag
     expect(first.get_by_role("log")).not_to_contain_text("not confirmed")
 
 
+@by_default_on("ipc", "redis")
 def test_client_of_a_killed_worker_gets_the_rest_on_every_broker(broker_url: str) -> None:
     """With its last position a client gets exactly what it missed, when the workers that knew it are gone."""
     with _running("--url", broker_url, workers=2) as demo, demo.websocket("lobby", "Ada") as ada:

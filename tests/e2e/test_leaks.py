@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 
 ASYNCIO, UVLOOP = (("asyncio", {"use_uvloop": uvloop}) for uvloop in (False, True))
 PLAIN, LANE = "websockets-sansio", "backplane.server.uvicorn:DirectLaneProtocol"
-# What a client leaves can depend on its adapter, its protocol and the event loop: any two of these meet once.
+full = pytest.mark.full
+# What a client leaves can depend on its adapter, its protocol and the event loop: any two of these meet once, most of
+# them in the full suite alone.
 PAIRS = [
     pytest.param(ASYNCIO, "memory", PLAIN, id="asyncio-memory-plain"),
-    pytest.param(UVLOOP, "memory", LANE, id="uvloop-memory-lane"),
-    pytest.param(UVLOOP, "ipc", PLAIN, id="uvloop-ipc-plain"),
-    pytest.param(ASYNCIO, "ipc", LANE, id="asyncio-ipc-lane"),
-    pytest.param(ASYNCIO, "redis", PLAIN, id="asyncio-redis-plain"),
+    pytest.param(UVLOOP, "memory", LANE, id="uvloop-memory-lane", marks=full),
+    pytest.param(UVLOOP, "ipc", PLAIN, id="uvloop-ipc-plain", marks=full),
+    pytest.param(ASYNCIO, "ipc", LANE, id="asyncio-ipc-lane", marks=full),
+    pytest.param(ASYNCIO, "redis", PLAIN, id="asyncio-redis-plain", marks=full),
     pytest.param(UVLOOP, "redis", LANE, id="uvloop-redis-lane"),
 ]
 
@@ -59,7 +61,7 @@ class ServedApp:
     async def client(self, path: str) -> AsyncGenerator[ClientConnection]:
         """Connect, and wait for the handler's first message."""
         self._tasks = self._tasks or asyncio.all_tasks()  # those of the server and of the test
-        async with connect(self.url + path) as client:
+        async with connect(self.url + path, open_timeout=60) as client:
             await client.recv()
             yield client
 

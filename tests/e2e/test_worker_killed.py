@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.e2e.brokers import by_default_on
 from tests.e2e.clients import ClientGroup, HttpPublisher, open_clients, open_publisher, publish_from_outside
 from tests.servers import serving
 
@@ -59,6 +60,7 @@ class WorkerKill:
         await publisher.publish(range(size // 2, size))
 
 
+@by_default_on("ipc", "redis")
 async def test_a_killed_worker_costs_the_others_nothing(broker_url: str, tmp_path: Path) -> None:
     """Clients of other workers lose nothing, a new worker joins, and the killed one's clients receive again."""
     with serving("gunicorn", broker_url, tmp_path) as server:

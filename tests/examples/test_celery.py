@@ -49,8 +49,19 @@ def celery(module: str, pool: str, url: str, folder: Path) -> Generator[None]:
         yield
 
 
-@pytest.mark.parametrize("module", ["shop", "celery_warm"], ids=["at the first task", "at import"])
-@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "solo"])
+@pytest.mark.parametrize(
+    ("pool", "module"),
+    [
+        pytest.param("prefork", "shop", id="prefork-at the first task"),
+        pytest.param("prefork", "celery_warm", id="prefork-at import"),
+        pytest.param("gevent", "shop", id="gevent-at the first task"),
+        pytest.param("gevent", "celery_warm", id="gevent-at import", marks=pytest.mark.full),
+        pytest.param("threads", "shop", id="threads-at the first task", marks=pytest.mark.full),
+        pytest.param("threads", "celery_warm", id="threads-at import"),
+        pytest.param("solo", "shop", id="solo-at the first task"),
+        pytest.param("solo", "celery_warm", id="solo-at import", marks=pytest.mark.full),
+    ],
+)
 def test_tasks_reach_the_sockets(server: ExampleServer, pool: str, module: str, tmp_path: Path) -> None:
     """What 40 tasks publish reaches the page of each order, whatever the pool, and whenever the publisher started."""
     with celery(module, pool, server.broker_url, tmp_path), ExitStack() as stack:

@@ -288,7 +288,7 @@ async def test_one_of_two_joins_is_cancelled(cancelled: int) -> None:
 
 async def test_second_join_that_fails() -> None:
     """A second join that times out while the link is down leaves the first one as it was."""
-    async with running(timeout_seconds=0.01) as worker:
+    async with running(timeout_seconds=0.5) as worker:
         subscriber = await worker.joined("a")
         await worker.lose_link()
         with pytest.raises(BrokerUnavailableError):
