@@ -57,8 +57,10 @@ from backplane.presence_types import (
 )
 from backplane.settings import Settings
 from backplane.statistics import Statistics
+from backplane.stats.lists import ChannelList, ChannelRow, ConnectionList, ConnectionRow
 from backplane.stats.overview import ChannelOverview, Overview, Problem, WorkerOverview
 from backplane.stats.overviews import Overviews
+from backplane.stats.queries import ChannelOrder, ConnectionOrder
 from backplane.typed_channel import TypedChannel
 from backplane.web.origin import AllowedOrigins
 from backplane.worker.health import Health
@@ -74,13 +76,19 @@ __all__ = [
     "BrokerAuthenticationError",
     "BrokerError",
     "BrokerUnavailableError",
+    "ChannelList",
+    "ChannelOrder",
     "ChannelOverview",
+    "ChannelRow",
     "Client",
     "CloseCode",
     "ClosedError",
     "ConfigurationError",
     "ConnectOptions",
     "Connection",
+    "ConnectionList",
+    "ConnectionOrder",
+    "ConnectionRow",
     "Envelope",
     "FullPolicy",
     "Gap",

@@ -16,6 +16,7 @@ from backplane.errors import ConfigurationError, InvalidDataError
 from backplane.fanout.codec import to_client_data
 from backplane.option_checks import check_number
 from backplane.presence_types import check_user
+from backplane.stats.queries import ChannelQuery, ConnectionQuery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from backplane.control.surveys import SurveyHandler, Surveys
     from backplane.presence.watch import PresenceWatch
     from backplane.presence_types import PresenceView
+    from backplane.stats.lists import ChannelList, ConnectionList
     from backplane.stats.overviews import Overviews
+    from backplane.stats.queries import ChannelOrder, ConnectionOrder
     from backplane.worker.lifecycle import Lifecycle
 
 __all__ = ["ClusterVerbs"]
@@ -113,6 +116,65 @@ class ClusterVerbs:
             yield overviews
         finally:
             cluster.end_watch(overviews)
+
+    async def list_channels(
+        self,
+        *,
+        sort: ChannelOrder = "subscribers",
+        prefix: str = "",
+        limit: int = 50,
+        after: str | None = None,
+        timeout_seconds: float = 2.0,
+    ) -> ChannelList:
+        """Ask all workers for their channels, one page at a time; `missing` names those that did not answer.
+
+        Where there are more channels than `limit`, workers are asked twice.
+
+        Args:
+            sort: `subscribers`: those with the most first. `name`: by name, and then `after` gives the next page.
+            prefix: Only channels that start with it.
+            limit: Most rows, at most 200. Defaults to 50.
+            after: The name of the last row of the page before.
+            timeout_seconds: How long to wait for answers, each time. Defaults to 2.
+
+        Raises:
+            ConfigurationError: Without `cluster`, or an argument cannot be used.
+            BrokerError, NotStartedError, ClosedError, WrongLoopError: As in `survey`.
+        """
+        check_number("timeout_seconds", timeout_seconds)
+        query = ChannelQuery(sort=sort, prefix=prefix, limit=limit, after=after)
+        return await self._lifecycle.running().members().lists.channels(query, timeout_seconds)
+
+    async def list_connections(
+        self,
+        *,
+        worker: str | None = None,
+        channel: str | None = None,
+        client: str | None = None,
+        sort: ConnectionOrder = "waiting",
+        limit: int = 50,
+        after: str | None = None,
+        timeout_seconds: float = 2.0,
+    ) -> ConnectionList:
+        """Ask all workers for their clients, one page at a time; `missing` names those that did not answer.
+
+        Args:
+            worker: The id of a worker (`Worker.id`): only its clients.
+            channel: Only clients that have joined it.
+            client: Only the one with this id, or those of this user.
+            sort: Those with the most first: bytes that are `waiting`, `dropped` messages, `channels`; or the newest
+                (`opened`).
+            limit: Most rows, at most 200. Defaults to 50.
+            after: The `position` of the last row of the page before.
+            timeout_seconds: How long to wait for answers. Defaults to 2.
+
+        Raises:
+            ConfigurationError: Without `cluster`, or an argument cannot be used.
+            BrokerError, NotStartedError, ClosedError, WrongLoopError: As in `survey`.
+        """
+        check_number("timeout_seconds", timeout_seconds)
+        query = ConnectionQuery(channel=channel, client=client, sort=sort, limit=limit, after=after)
+        return await self._lifecycle.running().members().lists.connections(query, worker, timeout_seconds)
 
     # --- workers and surveys ---
 

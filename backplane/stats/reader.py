@@ -279,8 +279,11 @@ class StatsReader:
 
 def _time_of(answer: Any) -> float | None:
     """Return the time that a worker answered; `None` where another program has answered something else."""
-    at: Any = answer.get("at") if isinstance(answer, dict) else None  # pyright: ignore[reportUnknownMemberType]
-    return at if is_number(at) else None
+    match answer:
+        case {"at": int() | float() as at} if is_number(at):
+            return at
+        case _:
+            return None
 
 
 def _name(worker: Worker) -> str:

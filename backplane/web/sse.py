@@ -201,6 +201,11 @@ class EventStream(Subscription):
         return "event stream"
 
     @property
+    def outbox(self) -> Outbox:
+        """What waits for the client."""
+        return self._outbox
+
+    @property
     def _is_admitted(self) -> bool:
         return self._has_begun
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from backplane.control.client_index import ClientIndex
+    from backplane.fanout.outbox import Outbox
     from backplane.log_bursts import LogBursts
     from backplane.statistics import Counters
 
@@ -51,6 +52,11 @@ class LocalClient(ControlledClient, Protocol):
     @property
     def user(self) -> str | None:
         """The user of it, where the application has named one."""
+        ...
+
+    @property
+    def outbox(self) -> Outbox:
+        """What waits for it."""
         ...
 
     def retire(self, code: int, reason: str, /) -> None:

@@ -21,13 +21,12 @@ from backplane.presence.attendance import Attendance, no_presence
 from backplane.presence.frames import PresenceFrames
 from backplane.presence.times import PresenceTimes
 from backplane.presence.watch import PresenceWatch
+from backplane.stats.lists import Lists, answer_lists
 from backplane.stats.overviews import Overviews
 from backplane.stats.publisher import WATCH, StatsPublisher
 from backplane.stats.reader import StatsReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from backplane.broadcaster import Broadcaster
     from backplane.broker.link_state import LinkState
     from backplane.cluster.bus import ClusterBus
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from backplane.presence.contract import Worker as KnownWorker
     from backplane.presence_types import Presence, PresenceRules, PresenceView, Who
     from backplane.settings import Settings
-    from backplane.stats.snapshot import WorkerSnapshot
+    from backplane.stats.source import StatsSource
 
 __all__ = ["SETTLE_HEARTBEATS", "Cluster", "ClusterMode"]
 
@@ -69,13 +68,14 @@ class Cluster:
         surveys: The handlers of surveys.
         mode: Whether it is a member of the cluster.
         bursts: How failures are logged.
-        take_snapshot: Returns the figures of this worker.
+        stats: The figures of this worker.
         url: The broker, its password masked.
 
     Attributes:
         rules: See above.
         clients: The clients of this worker by user.
         requests: Commands to all workers.
+        lists: Channels and clients of all workers.
         user_cap: How many connections a user has on all workers.
     """
 
@@ -90,7 +90,7 @@ class Cluster:
         surveys: Surveys,
         mode: ClusterMode,
         bursts: LogBursts,
-        take_snapshot: Callable[[float], WorkerSnapshot],
+        stats: StatsSource,
         url: str,
     ) -> None:
         self._bus = bus
@@ -119,8 +119,10 @@ class Cluster:
             observes=mode == "observer",
             workers_changed=self.requests.workers_changed,
         )
-        self._stats = StatsPublisher(bus, take_snapshot, lambda: len(self._asked()))
+        self._stats = StatsPublisher(bus, stats.snapshot, lambda: len(self._asked()))
         self._commands.add_kind(WATCH, self._stats.watch)
+        answer_lists(self._commands, stats)
+        self.lists: Final = Lists(self.requests)
         self._stats_reader = StatsReader(
             bus,
             self.requests,
@@ -129,7 +131,7 @@ class Cluster:
             is_live=lambda: self._is_live,
             rejected=lambda: self.rejected,
             url=url,
-            own=take_snapshot if mode == "member" else None,
+            own=stats.snapshot if mode == "member" else None,
             down_seconds=settings.worker_down_seconds,
             bursts=bursts,
         )

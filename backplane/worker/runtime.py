@@ -7,7 +7,6 @@ import os
 import random
 import time
 from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from backplane.broker.keep import Keep
@@ -46,7 +45,7 @@ from backplane.worker.clients import ClientRegistry
 from backplane.worker.cluster import Cluster
 from backplane.worker.health import Health
 from backplane.worker.shutdown import stagger_window
-from backplane.worker.snapshot import take_snapshot
+from backplane.worker.stats import RuntimeStats
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -212,7 +211,7 @@ class Runtime:
                 surveys=cluster.surveys,
                 mode=cluster.mode,
                 bursts=self.bursts,
-                take_snapshot=partial(take_snapshot, self),
+                stats=RuntimeStats(self),
                 url=str(broadcaster.url),
             )
             self.clients.index = self.cluster.clients

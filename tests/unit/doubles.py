@@ -12,6 +12,8 @@ from weakref import WeakSet
 
 from backplane.broadcaster import Broadcaster, BrokerUrl, Capabilities, Options
 from backplane.errors import BrokerUnavailableError, LifecycleError, SubscribeError
+from backplane.fanout.backlog import Backlog
+from backplane.fanout.outbox import Outbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Sequence
@@ -410,6 +412,7 @@ class FakeClient:
         closes: The codes and reasons of its closes, with whether each was at once.
         sent: What the application sent to it.
         is_over: Whether it has ended; set by the test.
+        outbox: What waits for it.
     """
 
     def __init__(self, id: str = "00", user: str | None = None, *channels: str) -> None:  # noqa: A002
@@ -419,6 +422,7 @@ class FakeClient:
         self.closes: list[tuple[str, int, str]] = []
         self.sent: list[str | bytes] = []
         self.is_over = False
+        self.outbox = Outbox(Backlog())
 
     def retire(self, code: int, reason: str, /) -> None:
         """Record a close after what waits."""

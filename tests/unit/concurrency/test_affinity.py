@@ -95,6 +95,8 @@ USES: dict[type, dict[str, Callable[[World], Any]]] = {
         "present": lambda world: world.backplane.present("a"),
         "watch": lambda world: enter(world.backplane.watch("a")),
         "overviews": lambda world: enter(world.backplane.overviews()),
+        "list_channels": lambda world: world.backplane.list_channels(),
+        "list_connections": lambda world: world.backplane.list_connections(),
         "workers": lambda world: world.backplane.workers(),
         "survey": lambda world: world.backplane.survey("load"),
         "disconnect": lambda world: world.backplane.disconnect(user="u"),

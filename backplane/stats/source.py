@@ -1,0 +1,27 @@
+"""What is asked of the worker itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from backplane.stats.queries import ChannelQuery, ConnectionQuery
+    from backplane.stats.snapshot import WorkerSnapshot
+
+__all__ = ["StatsSource"]
+
+
+class StatsSource(Protocol):
+    """The figures of this worker."""
+
+    def snapshot(self, interval_seconds: float, /) -> WorkerSnapshot:
+        """Return its figures, and after how many seconds the next ones follow."""
+        ...
+
+    def channels(self, query: ChannelQuery, /) -> dict[str, Any]:
+        """Return a part of its channels, as JSON: `total` and `rows`."""
+        ...
+
+    async def connections(self, query: ConnectionQuery, /) -> dict[str, Any]:
+        """Return a part of its clients, as JSON: `total` and `rows`."""
+        ...
