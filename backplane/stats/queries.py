@@ -32,7 +32,7 @@ MAX_ROWS: Final = 200
 
 _MAX_NAMES: Final = MAX_ROWS
 
-_QueryT = TypeVar("_QueryT", "ChannelQuery", "ConnectionQuery")
+_QueryT = TypeVar("_QueryT", bound="ChannelQuery | ConnectionQuery")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,8 +81,8 @@ async def test_five_thousand_clients() -> None:
         assert len(json.dumps(page)) < 200_000
         few = await stats.connections(ConnectionQuery(limit=1, client=f"{7:016x}"))
         assert (few["total"], len(few["rows"][0]["channels"])) == (1, 100)
-        for client in tuple(runtime.clients.connected):
-            runtime.clients.unregister(client)
+        for registered in tuple(runtime.clients.connected):
+            runtime.clients.unregister(registered)
 
 
 async def test_what_is_dropped() -> None:
