@@ -321,7 +321,7 @@ class Supervisor:
         resumes = self._broadcaster.capabilities.resumes
         self._hub.open_gap(ALL, f"the link to the broker was lost: {error}", resumed=resumes)
         for channels, reason in session.unreported_gaps:
-            self._hub.open_gap(channels, reason)
+            self._hub.open_gap(channels, reason, "adapter")
         self._broker_subscriptions.forget_link(ended=not isinstance(error, SilentLinkError))
 
     async def _reopen(self, backoff: Backoff) -> None:

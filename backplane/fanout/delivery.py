@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from backplane.fanout.batch import Batch
+    from backplane.fanout.traffic import Traffic
     from backplane.log_bursts import LogBursts
     from backplane.message import Gap, Joined
 
@@ -89,12 +90,13 @@ class Delivery(_Slices):
         bursts: How a subscriber that raises is logged.
         recipients: Those of them that get it. Defaults to all.
         missed: The messages are given back after a loss.
+        traffic: Where it is counted. Defaults to nowhere.
 
     Attributes:
         channel, began_at: By which the hub orders deliveries, and measures one.
     """
 
-    __slots__ = ("_batch", "_missed")
+    __slots__ = ("_batch", "_missed", "_traffic")
 
     def __init__(
         self,
@@ -105,17 +107,19 @@ class Delivery(_Slices):
         *,
         recipients: Iterable[Subscriber] | None = None,
         missed: bool = False,
+        traffic: Traffic | None = None,
     ) -> None:
         super().__init__(channel, subscribers, bursts, subscribers if recipients is None else recipients)
         self._missed = missed
         self._batch = batch
+        self._traffic = traffic
 
     def run(self, count: int | None) -> bool:
         """Offer the batch to the next `count` subscribers, or to all with `None`; return whether none is left."""
         batch, subscribers = self._batch, self._subscribers
-        offered = 0
+        taken = left = 0
         for subscriber in islice(self._remaining, count):
-            offered += 1
+            taken += 1
             if subscriber in subscribers:
                 try:
                     if self._missed:
@@ -124,7 +128,14 @@ class Delivery(_Slices):
                         subscriber.offer(batch.for_token(subscriber.token) if batch.excludes else batch)
                 except Exception as error:  # offer() must not raise; if it does, the others still get the batch
                     _log_failure(self._bursts, self.channel, error)
-        return count is None or offered < count
+            else:
+                left += 1
+        is_done = count is None or taken < count
+        if (traffic := self._traffic) is not None:
+            traffic.count_offered(batch, taken - left)
+            if is_done and not self._missed:
+                traffic.count_written(batch)
+        return is_done
 
 
 class LocalDelivery(Delivery):
@@ -137,6 +148,7 @@ class LocalDelivery(Delivery):
         bursts: As of `Delivery`.
         recipients: Those of them that get it.
         done: Called when all have it.
+        traffic: As of `Delivery`.
     """
 
     __slots__ = ("_done",)
@@ -149,8 +161,9 @@ class LocalDelivery(Delivery):
         bursts: LogBursts,
         recipients: Iterable[Subscriber],
         done: Callable[[], None],
+        traffic: Traffic | None = None,
     ) -> None:
-        super().__init__(topic, batch, subscribers, bursts, recipients=recipients)
+        super().__init__(topic, batch, subscribers, bursts, recipients=recipients, traffic=traffic)
         self._done = done
 
     def run(self, count: int | None) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from backplane.concurrency.paced import PacedCalls
 from backplane.errors import SubscribeError
@@ -25,7 +25,18 @@ if TYPE_CHECKING:
     from backplane.fanout.delivery import Subscriber
     from backplane.log_bursts import LogBursts
 
-__all__ = ["GapReporter", "OpenGap"]
+__all__ = ["GapCause", "GapReporter", "OpenGap"]
+
+GapCause = Literal["link_lost", "adapter", "revoked", "refused", "unconfirmed", "history"]
+"""Where a gap comes from, for a figure; its reason has the words.
+
+- `link_lost`: the link to the broker was lost.
+- `adapter`: the adapter found it on a link that goes on, such as a queue of the broker or of its client that overran.
+- `revoked`: the broker took a subscription back.
+- `refused`: the broker refuses a channel that it had confirmed before.
+- `unconfirmed`: the broker does not confirm a channel again.
+- `history`: what a kept channel misses cannot be given back.
+"""
 
 logger: Final = logging.getLogger("backplane.fanout.gaps")
 
@@ -42,16 +53,18 @@ class OpenGap:
 
     Attributes:
         reason: Why messages may be missing.
+        cause: The same, for a figure.
         subscribers: The subscribers of the channel when the gap was opened: only these can have missed anything.
         notices: What they were notified of since, so that each notice is given once.
         resumed: Delivery goes on without loss, since the adapter resumes or a message has followed the reported gap. So
             nothing is missing from then on, unless the broker does not confirm the channel.
     """
 
-    __slots__ = ("notices", "reason", "resumed", "subscribers")
+    __slots__ = ("cause", "notices", "reason", "resumed", "subscribers")
 
-    def __init__(self, reason: str, subscribers: tuple[Subscriber, ...], *, resumed: bool) -> None:
+    def __init__(self, reason: str, cause: GapCause, subscribers: tuple[Subscriber, ...], *, resumed: bool) -> None:
         self.reason: str = reason
+        self.cause: GapCause = cause
         self.subscribers: tuple[Subscriber, ...] = subscribers
         self.notices: tuple[str, ...] = ()
         self.resumed: bool = resumed
@@ -72,6 +85,7 @@ class GapReporter:
     Attributes:
         opened: The open gaps by channel. The hub reads it for each message.
         reported: How many gaps were reported, counted once per channel and stretch.
+        causes: The same by cause.
         last_reported_at: When the last one was reported, by the event loop's clock; `None` before the first.
         last_reason: Its reason.
         on_reported: Called with the channel of an open gap before it is reported.
@@ -95,26 +109,28 @@ class GapReporter:
         self._left_at_once = slice_size
         self.opened: dict[str, OpenGap] = {}
         self.reported: int = 0
+        self.causes: dict[GapCause, int] = dict.fromkeys(get_args(GapCause), 0)
         self.last_reported_at: float | None = None
         self.last_reason: str | None = None
         self.on_reported: Callable[[str], None] = _ignore
 
-    def open(self, channels: Collection[str] | All, reason: str, *, resumed: bool = False) -> None:
+    def open(self, channels: Collection[str] | All, reason: str, cause: GapCause, *, resumed: bool = False) -> None:
         """Note that messages of `channels` may be missing from here on; `report` notifies the subscribers.
 
         Args:
             channels: The channels concerned.
             reason: Why, in words, for a log.
+            cause: Why, for a figure.
             resumed: The adapter resumes without loss: the gap is reported only if the broker does not confirm the
                 channel at once, or after another gap on it.
         """
         for channel in list(self._subscribers) if isinstance(channels, All) else channels:
             if (gap := self.opened.get(channel)) is not None:
                 if not resumed:
-                    gap.reason, gap.resumed = reason, False
+                    gap.reason, gap.cause, gap.resumed = reason, cause, False
             # A join that still waits for the broker's confirmation has been promised nothing yet.
             elif channel in self._subscribers and channel in self._confirmed:
-                self.opened[channel] = OpenGap(reason, tuple(self._subscribers[channel]), resumed=resumed)
+                self.opened[channel] = OpenGap(reason, cause, tuple(self._subscribers[channel]), resumed=resumed)
 
     def end_resumed(self, reasons: Mapping[str, str]) -> None:
         """Note that the broker does not confirm channels of a resumed link: from here on messages may be missing.
@@ -125,7 +141,7 @@ class GapReporter:
         for channel, reason in reasons.items():
             gap = self.opened.get(channel)
             if gap is not None and gap.resumed:
-                gap.reason, gap.resumed = f"{_UNCONFIRMED}: {reason}", False
+                gap.reason, gap.cause, gap.resumed = f"{_UNCONFIRMED}: {reason}", "unconfirmed", False
 
     def report(self, channels: Collection[str]) -> None:
         """Notify the subscribers of the open gaps of `channels`, without those that left since."""
@@ -152,12 +168,13 @@ class GapReporter:
     def reopen(self, channel: str, reason: str) -> None:
         """Open the gap of a channel that the broker need not have confirmed, for `notify_refused` and the like."""
         if channel not in self.opened:
-            self.opened[channel] = OpenGap(reason, tuple(self._subscribers.get(channel, ())), resumed=False)
+            subscribers = tuple(self._subscribers.get(channel, ()))
+            self.opened[channel] = OpenGap(reason, "unconfirmed", subscribers, resumed=False)
 
     def notify(self, gap: Gap) -> None:
-        """Notify every subscriber of the channel of a gap at this place, after what was received before it."""
+        """Notify every subscriber of a kept channel of a gap at this place, after what was received before it."""
         self._flush((gap.channel,))
-        self._notify(gap, tuple(self._subscribers.get(gap.channel, ())))
+        self._notify(gap, "history", tuple(self._subscribers.get(gap.channel, ())))
 
     def open_and_report(self, channels: Collection[str] | All, reason: str) -> None:
         """Open a gap and report it at once where the broker has confirmed the channel.
@@ -166,7 +183,7 @@ class GapReporter:
         channels only the first are reported at once, the others in the next passes of the event loop: a message that
         arrives on one of them meanwhile is preceded by its gap all the same.
         """
-        self.open(channels, reason)
+        self.open(channels, reason, "adapter")
         concerned = list(self.opened if isinstance(channels, All) else channels)
         self._report_confirmed(concerned[:_CHANNELS_AT_ONCE])
         if rest := concerned[_CHANNELS_AT_ONCE:]:
@@ -182,7 +199,7 @@ class GapReporter:
         Args:
             refused: The channels, each with the broker's reason.
         """
-        if news := self._notify_while_open(refused, _REFUSED):
+        if news := self._notify_while_open(refused, _REFUSED, "refused"):
             message = "the broker refuses channels, their subscribers receive nothing: %s"
             self._bursts.log(logger, logging.ERROR, message, SubscribeError(news))
 
@@ -192,7 +209,7 @@ class GapReporter:
         Args:
             unconfirmed: The channels, each with the broker's reason.
         """
-        if news := self._notify_while_open(unconfirmed, _UNCONFIRMED):
+        if news := self._notify_while_open(unconfirmed, _UNCONFIRMED, "unconfirmed"):
             message = "the broker does not confirm channels, their subscribers receive nothing: %s"
             self._bursts.log(logger, logging.ERROR, message, SubscribeError({}, unconfirmed=news))
 
@@ -204,7 +221,7 @@ class GapReporter:
         """Forget every open gap."""
         self.opened.clear()
 
-    def _notify_while_open(self, reasons: Mapping[str, str], notice: str) -> Mapping[str, str]:
+    def _notify_while_open(self, reasons: Mapping[str, str], notice: str, cause: GapCause) -> Mapping[str, str]:
         """Notify of gaps that stay open; return the channels on which the notice is new, with their reasons."""
         self._flush(reasons)  # a resumed link can have delivered messages already
         news: dict[str, str] = {}
@@ -215,16 +232,17 @@ class GapReporter:
                 news[channel] = reason
                 gap.notices += (notice,)
                 gap.resumed = False
-                gap.reason = f"{notice}: {reason}"
+                gap.reason, gap.cause = f"{notice}: {reason}", cause
                 self._notify_of(channel, gap)
         return news
 
     def _notify_of(self, channel: str, open_gap: OpenGap) -> None:
         self.on_reported(channel)
-        self._notify(Gap(channel=channel, reason=open_gap.reason), open_gap.subscribers)
+        self._notify(Gap(channel=channel, reason=open_gap.reason), open_gap.cause, open_gap.subscribers)
 
-    def _notify(self, gap: Gap, subscribers: Collection[Subscriber]) -> None:
+    def _notify(self, gap: Gap, cause: GapCause, subscribers: Collection[Subscriber]) -> None:
         self.reported += 1
+        self.causes[cause] += 1
         self.last_reported_at = asyncio.get_running_loop().time()
         self.last_reason = gap.reason
         delivery = GapDelivery(gap, subscribers, self._subscribers.get(gap.channel, {}), self._bursts)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from backplane.fanout.broker_subscriptions import BrokerSubscriptions
     from backplane.fanout.delivery import Subscriber
+    from backplane.fanout.gaps import GapCause
+    from backplane.fanout.traffic import Traffic
     from backplane.history_rules import HistoryRules
     from backplane.message import All, Message, Place, Position
 
@@ -57,6 +59,7 @@ class Hub:
         broker_subscriptions: What the broker is asked to deliver to this worker. It follows the first join and the last
             leave of each channel, and reports confirmations and refusals here.
         bursts: How failures, which can concern many subscribers at once, are logged.
+        traffic: Counts what passes, without reserved channels. Defaults to nothing.
         slice_size: How many subscribers of a channel get a batch before the next channel's turn.
         pass_seconds: How long the fan-out may take in one pass of the event loop.
         most_rest_seconds: How long a channel may rest after a long fan-out; with 0 none does.
@@ -64,7 +67,7 @@ class Hub:
     Attributes:
         affinity: The event loop that every local object belongs to. The public methods check it first.
         gaps: The open gaps, and how many were reported.
-        delivered: Messages offered to subscribers, counted once per message, without those of reserved channels.
+        traffic: As above.
         malformed: Payloads dropped because their header is invalid.
         unsupported: Payloads dropped because a newer release wrote them, with an extension that this one must know.
         path_tests: Path tests that the broker delivered on a channel with a local subscriber.
@@ -77,6 +80,7 @@ class Hub:
         broker_subscriptions: BrokerSubscriptions,
         bursts: LogBursts | None = None,
         *,
+        traffic: Traffic | None = None,
         slice_size: int = _SLICE,
         pass_seconds: float = _PASS_SECONDS,
         most_rest_seconds: float = _MOST_REST_SECONDS,
@@ -96,7 +100,7 @@ class Hub:
         self._resting: dict[str, asyncio.TimerHandle] = {}
         self._flush_handle: asyncio.Handle | None = None
         self._revocations = 0
-        self.delivered: int = 0
+        self.traffic: Traffic | None = traffic
         self.malformed: int = 0
         self.unsupported: int = 0
         self.path_tests: int = 0
@@ -229,7 +233,7 @@ class Hub:
             subscribers: One that is not among these when it is its turn does not get it.
             done: Called when all have it.
         """
-        self._start_delivery(LocalDelivery(topic, batch, subscribers, self._bursts, recipients, done))
+        self._start_delivery(LocalDelivery(topic, batch, subscribers, self._bursts, recipients, done, self.traffic))
 
     def gap(self, channels: Collection[str] | All, reason: str) -> None:
         """Notify every subscriber of `channels` that messages may be missing at this place.
@@ -239,9 +243,16 @@ class Hub:
         """
         self.gaps.open_and_report(channels, reason)
 
-    def open_gap(self, channels: Collection[str] | All, reason: str, *, resumed: bool = False) -> None:
+    def open_gap(
+        self,
+        channels: Collection[str] | All,
+        reason: str,
+        cause: GapCause = "link_lost",
+        *,
+        resumed: bool = False,
+    ) -> None:
         """Note that messages may be missing from here on. See `GapReporter.open`."""
-        self.gaps.open(channels, reason, resumed=resumed)
+        self.gaps.open(channels, reason, cause, resumed=resumed)
 
     def revoke(self, channels: Collection[str], reason: str) -> None:
         """Open a gap on subscriptions that the broker revoked, and subscribe to them again."""
@@ -250,7 +261,7 @@ class Hub:
             logger.warning(
                 "the broker revoked %d subscriptions (times so far: %d): %s", len(channels), self._revocations, reason
             )
-        self.gaps.open(self._without_proof(channels), reason)
+        self.gaps.open(self._without_proof(channels), reason, "revoked")
         self._broker_subscriptions.revoke(channels, reason)
 
     def close(self) -> None:
@@ -291,9 +302,10 @@ class Hub:
     def _give_back(self, channel: str, batch: Batch) -> None:
         """Deliver messages that were missed, after what was collected: as many as they are, no subscriber is slow."""
         self._flush_channels((channel,))
-        self.delivered += len(batch)
+        if self.traffic is not None:
+            self.traffic.count_given_back(batch)
         subscribers = self._subscribers.get(channel, {})
-        self._start_delivery(Delivery(channel, batch, subscribers, self._bursts, missed=True))
+        self._start_delivery(Delivery(channel, batch, subscribers, self._bursts, missed=True, traffic=self.traffic))
 
     def _start_delivery(self, delivery: Delivery | GapDelivery) -> None:
         self._deliveries.append(delivery)
@@ -393,9 +405,11 @@ class Hub:
         for channel, batch in collected.items():
             self._collected_count -= len(batch)
             self._collected_bytes -= batch.size_bytes
-            if not channel.startswith(RESERVED_PREFIX):
-                self.delivered += len(batch)
-            self._deliveries.append(Delivery(channel, batch, self._subscribers.get(channel, {}), self._bursts))
+            traffic = None if channel.startswith(RESERVED_PREFIX) else self.traffic
+            if traffic is not None:
+                traffic.count_received(batch)
+            subscribers = self._subscribers.get(channel, {})
+            self._deliveries.append(Delivery(channel, batch, subscribers, self._bursts, traffic=traffic))
 
     def _drop(self, channel: str, payload: bytes) -> None:
         """Take a payload that is no message: report a path test, and count any other."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from backplane.broadcaster import Broadcaster
     from backplane.fanout.broker_subscriptions import BrokerSubscriptions
+    from backplane.fanout.traffic import Traffic
     from backplane.history_rules import HistoryRules
     from backplane.log_bursts import LogBursts
     from backplane.settings import Settings
@@ -36,7 +37,7 @@ class Histories:
         broker_subscriptions: As for `Hub`.
         settings: The bounds.
         statistics: Where the hub counts.
-        bursts: As for `Hub`.
+        bursts, traffic: As for `Hub`.
 
     Attributes:
         hub: The hub of the worker.
@@ -55,6 +56,7 @@ class Histories:
         settings: Settings,
         statistics: Counters,
         bursts: LogBursts,
+        traffic: Traffic | None = None,
     ) -> None:
         capabilities = broadcaster.capabilities
         if capabilities.keeps == "nothing" or not isinstance(broadcaster, SupportsHistory):
@@ -74,6 +76,7 @@ class Histories:
             settings=settings,
             statistics=statistics,
             bursts=bursts,
+            traffic=traffic,
         )
         self.link_tasks: Sequence[Callable[[], Coroutine[Any, Any, None]]] = [self.hub.repairer.run]
         if capabilities.live_may_skip:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from backplane.broadcaster import Recalled, SupportsHistory
     from backplane.fanout.broker_subscriptions import BrokerSubscriptions
     from backplane.fanout.delivery import Subscriber
+    from backplane.fanout.gaps import GapCause
+    from backplane.fanout.traffic import Traffic
     from backplane.history.repair import Read
     from backplane.history.track import Mended
     from backplane.history_rules import History, HistoryRules
@@ -54,7 +56,7 @@ class HistoryHub(Hub):
             its channels are in doubt only where a join needs their history.
         settings: The bounds.
         statistics: Where it counts.
-        bursts: As for `Hub`.
+        bursts, traffic: As for `Hub`.
 
     Attributes:
         repairer: Reads from the broker. The supervisor runs it while the link is live.
@@ -70,8 +72,9 @@ class HistoryHub(Hub):
         settings: Settings,
         statistics: Counters | None = None,
         bursts: LogBursts | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
-        super().__init__(broker_subscriptions, bursts)
+        super().__init__(broker_subscriptions, bursts, traffic=traffic)
         self._rules = rules
         self._follows = follows
         self._settings = settings
@@ -179,14 +182,21 @@ class HistoryHub(Hub):
             self._request(kept)
         super().gap(self._without_proof(channels), reason)
 
-    def open_gap(self, channels: Collection[str] | All, reason: str, *, resumed: bool = False) -> None:
+    def open_gap(
+        self,
+        channels: Collection[str] | All,
+        reason: str,
+        cause: GapCause = "link_lost",
+        *,
+        resumed: bool = False,
+    ) -> None:
         """Put kept channels in doubt until the next link, and open a gap on every other one."""
         self.repairer.link_lost()
         for kept in self._kept.values():
             kept.end_repair()
         for kept in self._proving(channels):
             kept.lose(reason)
-        super().open_gap(self._without_proof(channels), reason, resumed=resumed)
+        super().open_gap(self._without_proof(channels), reason, cause, resumed=resumed)
 
     def revoke(self, channels: Collection[str], reason: str) -> None:
         """Put kept channels in doubt until they are subscribed again, and open a gap on every other one."""
@@ -357,6 +367,8 @@ class HistoryHub(Hub):
             subscriber.joined(joined)
             if missed:
                 subscriber.offer_missed(missed)
+                if self.traffic is not None:
+                    self.traffic.count_offered(missed, 1)
         except BaseException:  # functions of the application run there, and can raise anything
             self.leave(kept.name, subscriber)
             raise
