@@ -7,11 +7,24 @@ from dataclasses import dataclass, field, fields
 from typing import Final, Literal
 
 from backplane.close_codes import CloseCode
+from backplane.histogram import Histogram
 
-__all__ = ["Counters", "DropReason", "Statistics"]
+__all__ = ["PUBLISH_SECONDS", "Consumer", "Counters", "DropReason", "LossReason", "Statistics", "Transport"]
 
 DropReason = Literal["dropped_oldest", "dropped_newest", "replaced"]
-"""Why an outbox dropped a message: the name of the figure that counts it."""
+"""Why the policy of an outbox dropped a message: the name of the figure that counts it."""
+
+LossReason = Literal[DropReason, "overrun", "discarded"]
+"""Why a subscriber was not given a message that it was offered: the name of the figure that counts it."""
+
+Consumer = Literal["websocket", "sse", "subscription"]
+"""What kind of subscriber lost a message."""
+
+Transport = Literal["lane", "asgi"]
+"""How a WebSocket is served: on the direct lane of its server, or by ASGI."""
+
+PUBLISH_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""The bounds of the histogram of publishes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +35,14 @@ class Statistics:
     less the connections that are open.
 
     Attributes:
-        delivered: Messages handed to the subscribers of this worker, once for each subscriber.
+        delivered: Messages that were received for subscribers of this worker, each counted once, however many they are.
+        received_bytes: Their size, without header (of text: characters).
+        offered: Messages that were offered to the subscribers of this worker, once for each subscriber. What was not
+            delivered of them is in `dropped_oldest`, `dropped_newest`, `replaced`, `overrun` and `discarded`. What one
+            connection is excluded from counts for it too.
+        offered_bytes: Their size.
+        sent: Messages that the application, or the protocol of a client, sent to a single client, without a publish.
+            They are not in `offered`, and those that are dropped are in the same figures.
         malformed: Payloads from the broker that were dropped because their header is not valid.
         unsupported: Payloads from the broker that were dropped because only a newer release can read them.
         path_tests: Path tests that arrived on a channel with a subscriber in this worker. No subscriber receives one.
@@ -31,6 +51,12 @@ class Statistics:
         publishes_unavailable: Calls that raised `BrokerUnavailableError`: certainly not published.
         publishes_unknown: Calls that raised `PublishOutcomeUnknownError`: published or not.
         publishes_refused: Calls that raised any other `PublishError`: the broker refused the message.
+        publishes_too_large: Calls that raised `PayloadTooLargeError`: the broker takes no message of that size.
+        publishes_invalid: Calls that raised `InvalidDataError`, `InvalidChannelError` or `ConfigurationError`: nothing
+            was sent.
+        publishes_cancelled: Calls that were cancelled: published or not.
+        publishes_failed: Calls that raised anything else, such as `ClosedError` during a stop.
+        published_bytes: What was published, with its headers, as it went to the broker.
         repaired: How many times a kept channel missed messages and the broker gave them back, so that no subscriber
             noticed.
         repaired_messages: The messages that were given back so.
@@ -46,6 +72,8 @@ class Statistics:
         buffered: Messages that `outage="buffer"` keeps at this moment.
         buffer_dropped: Buffered messages that were never published: refused, of unknown outcome, or left at the end.
         connections_opened: WebSockets that were accepted.
+        connections_on_lane: Those of them that are served on the direct lane.
+        connections_of_sdks: Those of them that speak the Centrifugal client protocol.
         connections_refused: WebSockets whose handshake was answered with an HTTP error, for any reason.
         streams_opened: Event streams that began.
         streams_closed: Event streams that ended.
@@ -57,8 +85,12 @@ class Statistics:
         dropped_oldest: Messages that were dropped for a slow subscriber with the policy `drop_oldest`.
         dropped_newest: Messages that were dropped for a slow subscriber with the policy `drop_newest`.
         replaced: Waiting messages that newer ones replaced, with the policy `latest`.
+        overrun: Messages that did not fit and ended their subscriber, with the policy `close`.
+        discarded: Messages that waited for a subscriber when it ended: its client had left, or was closed.
         slow_subscriptions: Subscriptions (`Backplane.subscribe`) that were ended because they were too slow.
         slow_streams: Event streams that were ended because they were too slow.
+        client_messages: Messages that clients sent.
+        client_bytes: Their size (of text: characters).
         invalid_messages: Messages of clients that did not validate in `Connection.iter` or `receive`.
         invalid_published: Published messages that did not validate in `TypedChannel.subscribe`.
         cancelled_handlers: Handlers that were cancelled because they stayed in their block after their connection had
@@ -84,6 +116,10 @@ class Statistics:
     """
 
     delivered: int = 0
+    received_bytes: int = 0
+    offered: int = 0
+    offered_bytes: int = 0
+    sent: int = 0
     malformed: int = 0
     unsupported: int = 0
     path_tests: int = 0
@@ -92,6 +128,11 @@ class Statistics:
     publishes_unavailable: int = 0
     publishes_unknown: int = 0
     publishes_refused: int = 0
+    publishes_too_large: int = 0
+    publishes_invalid: int = 0
+    publishes_cancelled: int = 0
+    publishes_failed: int = 0
+    published_bytes: int = 0
     repaired: int = 0
     repaired_messages: int = 0
     proved: int = 0
@@ -104,6 +145,8 @@ class Statistics:
     buffered: int = 0
     buffer_dropped: int = 0
     connections_opened: int = 0
+    connections_on_lane: int = 0
+    connections_of_sdks: int = 0
     connections_refused: int = 0
     streams_opened: int = 0
     streams_closed: int = 0
@@ -115,8 +158,12 @@ class Statistics:
     dropped_oldest: int = 0
     dropped_newest: int = 0
     replaced: int = 0
+    overrun: int = 0
+    discarded: int = 0
     slow_subscriptions: int = 0
     slow_streams: int = 0
+    client_messages: int = 0
+    client_bytes: int = 0
     invalid_messages: int = 0
     invalid_published: int = 0
     cancelled_handlers: int = 0
@@ -168,13 +215,24 @@ _FIGURE_OF_CODE: Final[dict[int, str]] = {
 class Counters:
     """What the connections, event streams, subscriptions and publishes of a worker increment.
 
-    Each attribute is the figure of the same name in `Statistics`; those by close code and by drop reason have a method.
+    Each `int` is the figure of the same name in `Statistics`. What is counted by a label too has a method.
+
+    Attributes:
+        publish_seconds: How long the calls of `publish` took that returned.
+        losses: Messages that were offered to subscribers and not given to them, by kind of subscriber and reason.
+        closes: Connections that ended, by how they were served and the figure of their end.
     """
 
+    sent: int = 0
     published: int = 0
     publishes_unavailable: int = 0
     publishes_unknown: int = 0
     publishes_refused: int = 0
+    publishes_too_large: int = 0
+    publishes_invalid: int = 0
+    publishes_cancelled: int = 0
+    publishes_failed: int = 0
+    published_bytes: int = 0
     repaired: int = 0
     repaired_messages: int = 0
     proved: int = 0
@@ -183,6 +241,8 @@ class Counters:
     not_resumed: int = 0
     duplicates: int = 0
     connections_opened: int = 0
+    connections_on_lane: int = 0
+    connections_of_sdks: int = 0
     connections_refused: int = 0
     streams_opened: int = 0
     streams_closed: int = 0
@@ -193,26 +253,35 @@ class Counters:
     refused_channels: int = 0
     slow_subscriptions: int = 0
     slow_streams: int = 0
+    client_messages: int = 0
+    client_bytes: int = 0
     invalid_messages: int = 0
     invalid_published: int = 0
     cancelled_handlers: int = 0
-    closed_by_client: int = 0
-    closed_cancelled: int = 0
-    closed_slow: int = 0
-    _by_name: Counter[str] = field(default_factory=Counter[str])
+    publish_seconds: Histogram = field(default_factory=lambda: Histogram(*PUBLISH_SECONDS))
+    losses: Counter[tuple[Consumer, LossReason]] = field(default_factory=Counter[tuple[Consumer, LossReason]])
+    closes: Counter[tuple[Transport, str]] = field(default_factory=Counter[tuple[Transport, str]])
 
-    def count_close(self, code: int) -> None:
+    def count_close(self, code: int, transport: Transport) -> None:
         """Count a connection that this side closed with `code`."""
-        self._by_name[_FIGURE_OF_CODE.get(code, "closed_other")] += 1
+        self.closes[transport, _FIGURE_OF_CODE.get(code, "closed_other")] += 1
 
-    def count_drop(self, reason: DropReason) -> None:
-        """Count a message that the policy of an outbox dropped."""
-        self._by_name[reason] += 1
+    def count_end(
+        self, how: Literal["closed_by_client", "closed_cancelled", "closed_slow"], transport: Transport
+    ) -> None:
+        """Count a connection that ended without a close code of its own."""
+        self.closes[transport, how] += 1
+
+    def count_loss(self, consumer: Consumer, reason: LossReason, messages: int = 1) -> None:
+        """Count messages that a subscriber was offered, and not given."""
+        self.losses[consumer, reason] += messages
 
     def snapshot(self, **others: int) -> Statistics:
         """Return what was counted so far, with the figures that other parts keep themselves."""
-        own = {name: getattr(self, name) for name in _COUNTED}
-        return Statistics(**others, **own, **self._by_name)
+        own = Counter({name: getattr(self, name) for name in _COUNTED})
+        for (_, figure), count in (*dict(self.losses).items(), *dict(self.closes).items()):
+            own[figure] += count
+        return Statistics(**others, **own)
 
 
-_COUNTED: Final = tuple(counter.name for counter in fields(Counters) if counter.name != "_by_name")
+_COUNTED: Final = tuple(counter.name for counter in fields(Counters) if counter.default == 0)

@@ -7,6 +7,8 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+from backplane.broker.link_tally import LinkTally
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -55,6 +57,7 @@ class LinkStatus:
 
     Attributes:
         state: State of the link.
+        tally: What is counted of the link.
         session: The present session of the link.
         generation: How many sessions the worker has tried to open so far, the present one included.
     """
@@ -62,6 +65,7 @@ class LinkStatus:
     def __init__(self, session: LinkSession, on_change: Callable[[StateChange], None] | None = None) -> None:
         self._on_change = on_change
         self._changed = asyncio.Event()
+        self.tally: LinkTally = LinkTally()
         self.state: LinkState = "starting"
         self.session: LinkSession = session
         self.generation: int = 0
@@ -90,6 +94,10 @@ class LinkStatus:
         level = logging.WARNING if is_warning else logging.INFO
         logger.log(level, "%s -> %s (generation %d): %s", self.state, state, self.generation, reason)
         self.state = state
+        if state == "degraded":
+            self.tally.began()
+        else:
+            self.tally.ended()
         self.wake()
         if self._on_change is not None:
             self._on_change(change)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from backplane.channels import RESERVED_PREFIX
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerUnavailableError, PublishError, PublishOutcomeUnknownError, SubscribeError
+from backplane.histogram import Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -25,12 +26,16 @@ if TYPE_CHECKING:
     from backplane.broadcaster import Broadcaster
     from backplane.broker.session import LinkSession
 
-__all__ = ["MAX_MISSED", "DeliveryProbe", "SilentLinkError"]
+__all__ = ["MAX_MISSED", "ROUND_TRIP_SECONDS", "DeliveryProbe", "SilentLinkError"]
 
 logger: Final = logging.getLogger("backplane.broker.probe")
 
 MAX_MISSED: Final = 2
 """How many probes in a row, or checks of the adapter, may get no answer before the link is taken for silent."""
+
+ROUND_TRIP_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+"""The bounds of the histogram of round trips."""
+
 # Links in a row that ended while a probe was in progress: the broker closes the connection because of the probe.
 _MAX_ENDED: Final = 3
 # A broker that reports a passing state answers, so its link is not silent; after this many reports in a row it is
@@ -61,6 +66,8 @@ class DeliveryProbe:
         channel: The channel of the probe.
         round_trip_seconds: How long the last probe took, there and back; `None` before the first.
         last_reply_at: When the last probe was received, by the event loop's clock; `None` before the first.
+        round_trips: How long the probes took, there and back.
+        missed: Probes that got no answer in time.
     """
 
     def __init__(
@@ -74,6 +81,8 @@ class DeliveryProbe:
         self.channel: str = f"{RESERVED_PREFIX}probe/{origin.hex()}"
         self.round_trip_seconds: float | None = None
         self.last_reply_at: float | None = None
+        self.round_trips: Histogram = Histogram(*ROUND_TRIP_SECONDS)
+        self.missed: int = 0
 
     async def watch(self, session: LinkSession) -> None:
         """Probe `session`; returns only where the broker does not allow the probe, or ends links because of it.
@@ -100,6 +109,7 @@ class DeliveryProbe:
                         self._ended += session.failure.done()
                 missed = postponed = self._ended = 0
             except TimeoutError:
+                self.missed += 1
                 missed += 1
                 if missed == MAX_MISSED:
                     raise SilentLinkError(f"the link is silent: {MAX_MISSED} delivery probes got no answer") from None
@@ -171,3 +181,4 @@ class DeliveryProbe:
             await session.probe_reply
         self.last_reply_at = loop.time()
         self.round_trip_seconds = self.last_reply_at - sent_at
+        self.round_trips.observe(self.round_trip_seconds)

@@ -238,9 +238,11 @@ class Supervisor:
         while not self._is_closed:  # pragma: no branch
             live_since = asyncio.get_running_loop().time()
             error = failure or await self._watch()
-            failure = None
             if self._is_closed:
                 return
+            if failure is None:
+                self.status.tally.count_lost(error)
+            failure = None
             self._degrade(str(error))
             self._retire_session(error)
             if self._was_stable(self.status.session, error, asyncio.get_running_loop().time() - live_since):

@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from backplane.broker.backoff import Backoff
+from backplane.cluster.topics import CONTROL, WORKERS
 from backplane.errors import BackplaneError, BrokerError, PayloadTooLargeError
 from backplane.fanout.codec import encode
 from backplane.log_bursts import place_of
@@ -32,6 +33,7 @@ __all__ = ["ClusterBus", "TopicReceiver"]
 logger: Final = logging.getLogger("backplane.cluster.bus")
 
 _MAX_PAUSE_SECONDS: Final = 5.0
+_OF_ALL: Final = frozenset({WORKERS, CONTROL})
 
 _NOT_SIGNED: Final = (
     "dropped a message on %r that is not signed with this worker's control_secret: another program publishes there, or "
@@ -64,6 +66,8 @@ class ClusterBus:
     Attributes:
         token: Random bytes, as every subscriber of the hub has them.
         worker: The name of this worker in what is sent.
+        received_of_all: Messages on the channels that each worker of the cluster receives, heartbeats and commands:
+            they grow alike on all workers.
         rejected: Messages that were dropped: not signed by this secret, binary, or larger than a worker sends them.
     """
 
@@ -90,6 +94,7 @@ class ClusterBus:
         self._sending: set[asyncio.Task[None]] = set()
         self.token: bytes = os.urandom(8)
         self.worker: str = origin.hex()
+        self.received_of_all: int = 0
         self.rejected: int = 0
 
     @property
@@ -178,6 +183,8 @@ class ClusterBus:
 
     def offer(self, batch: Batch, /) -> None:
         """Take messages of one channel."""
+        if batch[0].channel in _OF_ALL:
+            self.received_of_all += len(batch)
         for message in batch:
             topic = message.channel
             text = self._checked(topic, message.data)

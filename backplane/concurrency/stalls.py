@@ -5,7 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-__all__ = ["StallMeter"]
+from backplane.histogram import Histogram
+
+__all__ = ["LATE_SECONDS", "StallMeter"]
+
+LATE_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+"""The bounds of the histogram of how late the timer is called."""
 
 _TICK_SECONDS: Final = 0.05
 _WINDOW_SECONDS: Final = 30.0
@@ -20,11 +25,15 @@ class StallMeter:
     Args:
         tick_seconds: The time between two calls.
         window_seconds: The longest stall of this time and of the time before it counts.
+
+    Attributes:
+        late: How late the timer was called, each time. A loop that is stalled for long is counted once for it.
     """
 
     def __init__(self, *, tick_seconds: float = _TICK_SECONDS, window_seconds: float = _WINDOW_SECONDS) -> None:
         self._tick_seconds = tick_seconds
         self._window_seconds = window_seconds
+        self.late: Histogram = Histogram(*LATE_SECONDS)
         self._longest = 0.0
         self._longest_before = 0.0
         self._window_ends_at = 0.0
@@ -57,4 +66,5 @@ class StallMeter:
             self._longest_before, self._longest = self._longest, 0.0
             self._window_ends_at = now + self._window_seconds
         self._longest = max(self._longest, now - due)
+        self.late.observe(max(0.0, now - due))
         self._call_at(now + self._tick_seconds, loop)

@@ -203,7 +203,7 @@ class CallbackHandler:
         if data is None:
             return None
         limits, now = self._driver.policy.limits, asyncio.get_running_loop().time()
-        self._driver.message_received(now)
+        self._driver.message_received(now, data)
         if self._bucket is None:
             self._bucket = bucket_of(limits)
         exceeded = exceeded_limit(data, now, limits.max_message_bytes, self._bucket)

@@ -77,7 +77,7 @@ class CloseSequence:
         if (closed_with := self.closed_with) is not None:
             self._begin_close_frame(*closed_with)
         elif self._is_stopped:
-            self._driver.policy.statistics.closed_by_client += 1
+            self._driver.policy.statistics.count_end("closed_by_client", self._driver.transport)
         elif self.state == "joining":
             self.state = "open"
 
@@ -140,16 +140,16 @@ class CloseSequence:
         self.requested = None
         if not self._driver.is_accepted:
             return
-        lane = self._driver.socket.lane
+        lane, statistics = self._driver.socket.lane, self._driver.policy.statistics
         if lane is not None and lane.close_code == CloseCode.MESSAGE_TOO_BIG:  # the server applied `max_message_bytes`
-            self._driver.policy.statistics.count_close(CloseCode.MESSAGE_TOO_BIG)
+            statistics.count_close(CloseCode.MESSAGE_TOO_BIG, "lane")
         else:
-            self._driver.policy.statistics.closed_by_client += 1
+            statistics.count_end("closed_by_client", self._driver.transport)
 
     def abort(self) -> None:
         """Close without a close frame, and stop sending one that is under way."""
         if self._enter_closing() and self._driver.is_accepted:
-            self._driver.policy.statistics.closed_cancelled += 1
+            self._driver.policy.statistics.count_end("closed_cancelled", self._driver.transport)
         self.state = "closed"
         if self._closing is not None:
             self._closing.cancel()
@@ -260,9 +260,9 @@ class CloseSequence:
     def _begin_close_frame(self, code: int, reason: str) -> None:
         statistics = self._driver.policy.statistics
         if (code, reason) == (CloseCode.TRY_AGAIN_LATER, TOO_SLOW):
-            statistics.closed_slow += 1
+            statistics.count_end("closed_slow", self._driver.transport)
         else:
-            statistics.count_close(code)
+            statistics.count_close(code, self._driver.transport)
         self._closing = task_in(self._context, self._send_close_frame(code, reason), asyncio.get_running_loop())
 
     async def _send_close_frame(self, code: int, reason: str) -> None:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from backplane.fanout.outbox import Outbox
     from backplane.fanout.subscriber_options import ChannelPresence
     from backplane.message import Gap, Joined, Position
-    from backplane.statistics import DropReason
+    from backplane.statistics import DropReason, LossReason, Transport
 
 __all__ = ["ConnectionDriver"]
 
@@ -169,6 +169,11 @@ class ConnectionDriver(BaseSubscriber):
         return self._ended
 
     @property
+    def transport(self) -> Transport:
+        """How it is served."""
+        return "asgi" if self.socket.lane is None else "lane"
+
+    @property
     def closed_with(self) -> tuple[int, str] | None:
         """The code and reason of a close that was requested before the handshake was done."""
         return None if self._close_sequence is None else self._close_sequence.closed_with
@@ -280,6 +285,7 @@ class ConnectionDriver(BaseSubscriber):
 
     def transmit(self, data: str | bytes) -> None:
         """Send one WebSocket message, after what waits."""
+        self.policy.statistics.sent += 1
         self.sender.offer(Batch(Message(channel="", data=data)))
 
     # --- called by the hub and the sender ---
@@ -396,6 +402,10 @@ class ConnectionDriver(BaseSubscriber):
         self._detach()
         self.policy.keepalive.remove(self)
 
+    def messages_lost(self, reason: LossReason, count: int, /) -> None:
+        """Count messages that the client was offered and does not get."""
+        self.policy.statistics.count_loss("websocket", reason, count)
+
     def client_has_read(self) -> None:
         """Take it for the answer to a heartbeat: a ping waits after everything else, or is not sent at all.
 
@@ -405,8 +415,15 @@ class ConnectionDriver(BaseSubscriber):
 
     # --- called by the receiver and the timers ---
 
-    def message_received(self, now: float, /) -> None:
-        """Note when the client sent its last message."""
+    def message_received(self, now: float, data: str | bytes, /) -> None:
+        """Count a message of the client, and note when it came."""
+        self.timers.last_received_at = now
+        statistics = self.policy.statistics
+        statistics.client_messages += 1
+        statistics.client_bytes += len(data)
+
+    def message_arrived(self, now: float, /) -> None:
+        """Note when the client sent a message that is received later."""
         self.timers.last_received_at = now
 
     def disconnected(self) -> None:
@@ -453,7 +470,7 @@ class ConnectionDriver(BaseSubscriber):
         self.is_accepted = True
         if self._options is not None:
             self._options.since = None  # the joins of the handshake are over
-        self.policy.statistics.connections_opened += 1
+        self._count_opened()
         if self._close_sequence is not None:
             self._close_sequence.accepted()
         if self.closed_with is not None:
@@ -466,6 +483,12 @@ class ConnectionDriver(BaseSubscriber):
         self.timers.begin(now, self.policy.limits)
         self.timers.due = min(self.timers.due, now + _FIRST_CHECK_SECONDS)
         self.policy.keepalive.put(self)
+
+    def _count_opened(self) -> None:
+        statistics = self.policy.statistics
+        statistics.connections_opened += 1
+        statistics.connections_on_lane += self.socket.lane is not None
+        statistics.connections_of_sdks += self._protocol is not None
 
     def hand_over(
         self,
@@ -579,7 +602,7 @@ class ConnectionDriver(BaseSubscriber):
         lane = self.socket.lane
         if self._detached or self._handler is None or self.receiver.is_waiting or (lane is not None and lane.reading):
             return
-        reading = self.socket.read_ahead(self.message_received, self._client_vanished)
+        reading = self.socket.read_ahead(self.message_arrived, self._client_vanished)
         if reading is not None:
             self.tasks.spawn(reading, f"backplane-read-ahead-{self.id}", context=self._context)
 
@@ -625,7 +648,8 @@ class ConnectionDriver(BaseSubscriber):
     # --- a slow client, and the log ---
 
     def _dropped(self, item: Message | Gap, reason: DropReason) -> None:
-        self.policy.statistics.count_drop(reason)
+        if isinstance(item, Message):
+            self.policy.statistics.count_loss("websocket", reason)
         if reason != "replaced" and not self.outbox.is_overflowing:  # once for each stretch
             self._notify_slow(item, reason)
 

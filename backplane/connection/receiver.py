@@ -24,7 +24,7 @@ logger: Final = logging.getLogger("backplane.connection.receiver")
 class ReceiverCallbacks(Protocol):
     """Callbacks of the receive loop."""
 
-    def message_received(self, now: float, /) -> None:
+    def message_received(self, now: float, data: str | bytes, /) -> None:
         """A message came, at this time of the event loop's clock."""
 
     def disconnected(self) -> None:
@@ -130,7 +130,7 @@ class Receiver(SingleReceiver):
 
     def _check_limits(self, data: str | bytes) -> None:
         now = asyncio.get_running_loop().time()
-        self._callbacks.message_received(now)
+        self._callbacks.message_received(now, data)
         exceeded = exceeded_limit(data, now, self._max_bytes, self._bucket)
         if exceeded is not None:
             self._callbacks.limit_exceeded(*exceeded)

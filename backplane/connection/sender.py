@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from backplane.fanout.outbox import Outbox
     from backplane.lane import Lane
     from backplane.message import Gap
+    from backplane.statistics import LossReason
 
 __all__ = ["AsgiSender", "LaneSender", "Sender", "SenderCallbacks", "SocketGoneError"]
 
@@ -51,6 +52,9 @@ class SenderCallbacks(Protocol):
 
     def client_has_read(self) -> None:
         """The client has read after it had not: what was held up goes on."""
+
+    def messages_lost(self, reason: LossReason, count: int, /) -> None:
+        """So many messages were offered, and are not sent."""
 
 
 class Sender(ABC):
@@ -108,11 +112,17 @@ class Sender(ABC):
         run_in(self._context, self._put_into_outbox, messages)
 
     def _put_into_outbox(self, messages: Sequence[Message]) -> None:
-        for message in messages:
+        for place, message in enumerate(messages):
             if not self._outbox.offer(message):
+                self._callbacks.messages_lost("overrun", len(messages) - place)
                 return self._callbacks.outbox_full(message)
             if self._closed:  # by the application, which is called when a message is dropped
-                return self._outbox.clear()
+                return self._discard(len(messages) - place - 1)
+
+    def _discard(self, others: int = 0) -> None:
+        """Drop what waits, and count it, together with so many messages that do not wait yet."""
+        if count := self._outbox.clear() + others:
+            self._callbacks.messages_lost("discarded", count)
 
 
 class AsgiSender(Sender):
@@ -149,7 +159,7 @@ class AsgiSender(Sender):
     def offer(self, batch: Batch, /) -> None:
         """Begin to send, or queue after what waits."""
         if self._closed:
-            return
+            return self._discard(len(batch))
         if self._sending or not self._open:
             return self._queue((*self._direct, *batch))
         self._direct = iter(batch)
@@ -163,7 +173,7 @@ class AsgiSender(Sender):
     def close(self) -> None:
         """Drop what waits."""
         self._closed = True
-        self._outbox.clear()
+        self._discard()
         if self._task is not None:
             self._task.cancel()
 
@@ -192,7 +202,13 @@ class AsgiSender(Sender):
         except Exception as error:
             self._fail(error)
         self._sending = False
-        self._direct = _NOTHING
+        self._discard_direct()
+
+    def _discard_direct(self) -> None:
+        """Count what is left of a batch whose send failed, or closed the client."""
+        direct, self._direct = self._direct, _NOTHING
+        if left := sum(1 for _ in direct):
+            self._discard(left)
 
     def _continue_in_task(self, task: asyncio.Task[None]) -> None:
         """A send has suspended: what is left waits in the outbox until `task` is done."""
@@ -200,6 +216,7 @@ class AsgiSender(Sender):
         task.add_done_callback(self._task_done)
         if self._closed:
             task.cancel()
+            self._discard_direct()
         elif rest := tuple(self._direct):
             self._queue(rest)
 
@@ -223,7 +240,7 @@ class AsgiSender(Sender):
     def _fail(self, error: Exception) -> None:
         if not self._closed:
             self._closed = True
-            self._outbox.clear()
+            self._discard()
             self._callbacks.send_failed(error)
 
 
@@ -263,6 +280,8 @@ class LaneSender(Sender):
             write(batch.frames if self._window_bits is None else batch.compressed(self._window_bits))
         elif not self._closed:
             self._queue(batch)
+        else:
+            self._discard(len(batch))
 
     def offer_missed(self, batch: Batch, /) -> None:
         """Write, or queue after what waits; of much, only what the transport takes is written."""
@@ -283,7 +302,7 @@ class LaneSender(Sender):
         """Drop what waits."""
         self._closed = True
         self._write = None
-        self._outbox.clear()
+        self._discard()
         self._notify_drained()
 
     @property

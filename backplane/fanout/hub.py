@@ -134,6 +134,16 @@ class Hub:
         return [(channel, len(subscribers)) for channel, subscribers in self._subscribers.items()]
 
     @property
+    def delivered(self) -> int:
+        """Messages that were received for subscribers here, once each, where `traffic` counts them."""
+        return 0 if self.traffic is None else self.traffic.received
+
+    @property
+    def joined_count(self) -> int:
+        """How many joins stand: the subscribers of each channel, added up over all channels."""
+        return sum(map(len, list(self._subscribers.values())))
+
+    @property
     def in_doubt(self) -> int:
         """How many channels may miss messages that the broker has not given back yet: none without a history."""
         return 0

@@ -87,7 +87,7 @@ class Outbox:
         self._allowances: dict[str, tuple[int, int]] | None = None
         self.dropped: int = 0
         self.is_overflowing: bool = False
-        self.on_drop: Callable[[Message | Gap, DropReason], None] | None = None
+        self.on_drop: Callable[[Message | Gap, DropReason], object] | None = None
 
     def __len__(self) -> int:
         return len(self._items) if self._items else 0
@@ -187,14 +187,17 @@ class Outbox:
         self._removed(1, _size(item))
         return item
 
-    def clear(self) -> None:
-        """Discard what waits; it does not count as dropped."""
+    def clear(self) -> int:
+        """Discard what waits, which does not count as dropped; return how many messages that were."""
         self._allowances = None
         self.is_overflowing = False
-        if self._items:
-            count = len(self._items)
-            self._items.clear()
-            self._removed(count, self._size_bytes)
+        if not self._items:
+            return 0
+        count = len(self._items)
+        messages = sum(isinstance(item, Message) for item in self._items.values())
+        self._items.clear()
+        self._removed(count, self._size_bytes)
+        return messages
 
     def _removed(self, count: int, size_bytes: int) -> None:
         """Note what waits no more: `count` items have been removed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from backplane.concurrency.context import run_in
 from backplane.errors import InvalidMessageError, LifecycleError, SlowConsumerError
@@ -12,6 +12,7 @@ from backplane.fanout.outbox import GAP_BYTES
 from backplane.fanout.single_receiver import SingleReceiver
 from backplane.fanout.subscriber import BaseSubscriber, JoinRules
 from backplane.log_bursts import LogBursts
+from backplane.message import Message
 from backplane.statistics import Counters
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from backplane.fanout.hub import Hub
     from backplane.fanout.outbox import Outbox
     from backplane.fanout.subscriber_options import Since, SubscriberOptions
-    from backplane.message import Gap, Joined, Message, Position
-    from backplane.statistics import DropReason
+    from backplane.message import Gap, Joined, Position
+    from backplane.statistics import Consumer, DropReason, LossReason
 
 __all__ = ["Subscription"]
 
@@ -41,6 +42,8 @@ class Subscription(BaseSubscriber):
         SlowConsumerError: While iterating, once what waited is consumed: more waited than the backlog allows, and
             everything since is lost. Only with the policy `close`.
     """
+
+    _consumer: ClassVar[Consumer] = "subscription"
 
     def __init__(
         self,
@@ -156,7 +159,8 @@ class Subscription(BaseSubscriber):
     def discard(self) -> None:
         """End, and drop what waits: nothing iterates any more."""
         self.end()
-        self._outbox.clear()
+        if waiting := self._outbox.clear():
+            self._statistics.count_loss(self._consumer, "discarded", waiting)
 
     def __aiter__(self) -> AsyncIterator[Message | Gap]:
         return self
@@ -189,26 +193,31 @@ class Subscription(BaseSubscriber):
             self._receiver.end_waiting(consumer)
 
     def _take_all(self, batch: Batch) -> None:
-        for message in batch:
-            self._take(message)
+        for place, message in enumerate(batch):
+            if not self._take(message):
+                reason: LossReason = "overrun" if self._overrun else "discarded"
+                return self._statistics.count_loss(self._consumer, reason, len(batch) - place)
 
-    def _take(self, item: Message | Gap) -> None:
+    def _take(self, item: Message | Gap) -> bool:
+        """Put an item into the outbox; return whether it waits there now, or was dropped and counted by its policy."""
         if self._ended:
-            return
+            return False
         if self._outbox.offer(item):
             self._wake()
-        else:
-            self._overrun = True
-            run_in(self._context, self._note_overrun)
-            self.end()
+            return True
+        self._overrun = True
+        run_in(self._context, self._note_overrun)
+        self.end()
+        return False
 
     def _note_overrun(self) -> None:
         self._statistics.slow_subscriptions += 1
         some = list(self.channels)[:3]
         self._bursts.log(logger, logging.WARNING, "subscription %s of %r is too slow: ending it", self.id, some)
 
-    def _dropped(self, _: Message | Gap, reason: DropReason) -> None:
-        self._statistics.count_drop(reason)
+    def _dropped(self, item: Message | Gap, reason: DropReason) -> None:
+        if isinstance(item, Message):
+            self._statistics.count_loss(self._consumer, reason)
 
     def _wake(self) -> None:
         if self._wakeup is not None and not self._wakeup.done():

@@ -195,6 +195,8 @@ class EventStream(Subscription):
         self._has_begun: bool = False
         self._has_expired: bool = False
 
+    _consumer = "sse"
+
     @property
     def kind(self) -> str:
         """`event stream`."""
@@ -219,6 +221,7 @@ class EventStream(Subscription):
 
     def send(self, data: str | bytes) -> None:
         """Send what the application itself sends, after what waits."""
+        self._statistics.sent += 1
         self.offer(Batch(FinalMessage(channel="", data=data)))
 
     def end(self) -> None:

@@ -25,7 +25,6 @@ from backplane.connection.limits import Limits
 from backplane.connection.policy import ConnectionPolicy
 from backplane.control.requests import Requests
 from backplane.errors import (
-    BrokerUnavailableError,
     ClosedError,
     ConfigurationError,
     InvalidDataError,
@@ -37,6 +36,7 @@ from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.codec import encode, encode_path_test
 from backplane.fanout.hub import Hub
 from backplane.fanout.outbox import Waiting
+from backplane.fanout.traffic import Traffic
 from backplane.history.histories import Histories
 from backplane.log_bursts import LogBursts
 from backplane.presence_types import Who
@@ -44,6 +44,7 @@ from backplane.statistics import Counters
 from backplane.worker.clients import ClientRegistry
 from backplane.worker.cluster import Cluster
 from backplane.worker.health import Health
+from backplane.worker.publish_outcome import count_failed_publish
 from backplane.worker.shutdown import stagger_window
 from backplane.worker.stats import RuntimeStats
 
@@ -112,6 +113,7 @@ class Runtime:
         histories: The histories of the kept channels; `None` without rules.
         cluster: What knows the other workers; `None` where they do not know each other.
         statistics: Where the parts count; `count` returns it with what the hub and the buffer count themselves.
+        traffic: What passes the hub.
         bursts: How what can concern many clients at once is logged.
         drained: The worker is about to end, and its subscriptions have ended.
         close_seconds: See above.
@@ -141,6 +143,7 @@ class Runtime:
         self.statistics: Counters = Counters()
         self.history_rules = history_rules
         self.scheme: str = broadcaster.url.scheme
+        self.traffic: Traffic = Traffic(self.origin)
         self.histories: Histories | None = None
         if history_rules is not None:
             self.histories = Histories(
@@ -150,9 +153,12 @@ class Runtime:
                 settings=settings,
                 statistics=self.statistics,
                 bursts=self.bursts,
+                traffic=self.traffic,
             )
         histories = self.histories
-        self.hub: Hub = Hub(self.broker_subscriptions, self.bursts) if histories is None else histories.hub
+        self.hub: Hub = (
+            Hub(self.broker_subscriptions, self.bursts, traffic=self.traffic) if histories is None else histories.hub
+        )
         self.affinity: LoopAffinity = self.hub.affinity
         self.state_changed_at: float = self.affinity.loop.time()
         self.calls: CallQueue = CallQueue()
@@ -279,6 +285,27 @@ class Runtime:
         self, channel: str, data: object, exclude: Connection | str | None, idempotency_key: str | bytes | None = None
     ) -> Receipt:
         """Encode and publish, as the setting `outage` decides, and count the outcome; see `Backplane.publish`."""
+        statistics, began_at = self.statistics, time.perf_counter()
+        try:
+            payload, keep = self._encoded(channel, data, exclude, idempotency_key)
+            receipt = await self._publisher.publish(channel, payload, keep)
+        except BaseException as error:
+            count_failed_publish(statistics, error)
+            if isinstance(error, PublishError) and not isinstance(error, PublishOutcomeUnknownError):
+                words = "the broker refused a message on channel %r: %s"
+                self.bursts.log(logger, logging.WARNING, words, channel, error)
+            raise
+        statistics.published += 1
+        statistics.published_bytes += len(payload)
+        statistics.publish_seconds.observe(time.perf_counter() - began_at)
+        if receipt.duplicate:
+            statistics.duplicates += 1
+        return receipt
+
+    def _encoded(
+        self, channel: str, data: object, exclude: Connection | str | None, idempotency_key: str | bytes | None
+    ) -> tuple[bytes, Keep | None]:
+        """Return the payload, and how it is kept in the history of the channel, where that has one."""
         validate_channel(channel)
         rule = None if self.history_rules is None else self.history_rules.rule_of(channel)
         key = None if idempotency_key is None else self._checked_key(idempotency_key, channel, rule)
@@ -293,26 +320,7 @@ class Runtime:
         limit = self.supervisor.max_payload_bytes
         if len(payload) > limit:
             raise PayloadTooLargeError(len(payload), limit)
-        statistics = self.statistics
-        try:
-            if rule is None:
-                receipt = await self._publisher.publish(channel, payload)
-            else:
-                receipt = await self._publisher.publish(channel, payload, Keep(rule, key))
-        except BrokerUnavailableError:
-            statistics.publishes_unavailable += 1
-            raise
-        except PublishOutcomeUnknownError:
-            statistics.publishes_unknown += 1
-            raise
-        except PublishError as error:
-            statistics.publishes_refused += 1
-            self.bursts.log(logger, logging.WARNING, "the broker refused a message on channel %r: %s", channel, error)
-            raise
-        statistics.published += 1
-        if receipt.duplicate:
-            statistics.duplicates += 1
-        return receipt
+        return payload, None if rule is None else Keep(rule, key)
 
     async def test_path(self, channel: str, test_id: bytes) -> None:
         """Publish a path test: `Hub.on_path_test` reports it on each worker that the channel reaches, this one too.
@@ -402,7 +410,10 @@ class Runtime:
     def count(self) -> Statistics:
         """Return what was counted since the start."""
         return self.statistics.snapshot(
-            delivered=self.hub.delivered,
+            delivered=self.traffic.received,
+            received_bytes=self.traffic.received_bytes,
+            offered=self.traffic.offered,
+            offered_bytes=self.traffic.offered_bytes,
             malformed=self.hub.malformed,
             unsupported=self.hub.unsupported,
             path_tests=self.hub.path_tests,

@@ -17,6 +17,7 @@ from backplane.broker.publisher import WaitingPublisher
 from backplane.broker.supervisor import Supervisor
 from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.hub import Hub
+from backplane.fanout.traffic import Traffic
 from backplane.history.histories import Histories
 from backplane.log_bursts import LogBursts
 from backplane.message import ALL, Gap
@@ -88,7 +89,11 @@ def new_hub(
         linger_seconds=linger_seconds, timeout_seconds=timeout_seconds, batch_size=batch_size
     )
     return broker_subscriptions, Hub(
-        broker_subscriptions, slice_size=slice_size, pass_seconds=pass_seconds, most_rest_seconds=most_rest_seconds
+        broker_subscriptions,
+        traffic=Traffic(ORIGIN),
+        slice_size=slice_size,
+        pass_seconds=pass_seconds,
+        most_rest_seconds=most_rest_seconds,
     )
 
 

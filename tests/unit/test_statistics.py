@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 
 from backplane.close_codes import CloseCode
-from backplane.statistics import Counters, DropReason, Statistics
+from backplane.statistics import Consumer, Counters, DropReason, LossReason, Statistics, Transport
 from tests.unit.doubles import counted
 
 FIGURES = {
@@ -31,27 +31,40 @@ FIGURES = {
 
 
 @pytest.mark.parametrize("code", CloseCode)
-def test_every_close_code_is_counted(code: CloseCode) -> None:
-    """Each code this package closes with has a figure of its own."""
+@pytest.mark.parametrize("transport", get_args(Transport))
+def test_every_close_code_is_counted(code: CloseCode, transport: Transport) -> None:
+    """Each code this package closes with has a figure of its own, and is counted by how the client was served."""
     counters = Counters()
-    counters.count_close(code)
+    counters.count_close(code, transport)
     assert counted(counters) == {FIGURES[code]: 1}
+    assert counters.closes == {(transport, FIGURES[code]): 1}
 
 
 def test_code_of_the_application() -> None:
     """A code this package does not know is counted too."""
     counters = Counters()
     for code in (4999, 3000):
-        counters.count_close(code)
+        counters.count_close(code, "asgi")
     assert counted(counters) == {"closed_other": 2}
 
 
-@pytest.mark.parametrize("reason", get_args(DropReason))
-def test_every_drop_is_counted(reason: DropReason) -> None:
-    """Each reason to drop a message has a figure of its own."""
+def test_ends_without_a_code() -> None:
+    """An end of the client, or of its handler, is counted too."""
     counters = Counters()
-    counters.count_drop(reason)
-    assert counted(counters) == {reason: 1}
+    counters.count_end("closed_by_client", "lane")
+    counters.count_end("closed_by_client", "asgi")
+    counters.count_end("closed_slow", "asgi")
+    assert counted(counters) == {"closed_by_client": 2, "closed_slow": 1}
+
+
+@pytest.mark.parametrize("reason", [*get_args(DropReason), "overrun", "discarded"])
+def test_every_loss_is_counted(reason: LossReason) -> None:
+    """Each reason why a message is not given has a figure of its own, over all kinds of subscribers."""
+    counters = Counters()
+    for number, consumer in enumerate(get_args(Consumer), 1):
+        counters.count_loss(consumer, reason, number)
+    assert counted(counters) == {reason: 6}
+    assert counters.losses == {("websocket", reason): 1, ("sse", reason): 2, ("subscription", reason): 3}
 
 
 def test_snapshot() -> None:
@@ -74,7 +87,7 @@ def test_snapshot() -> None:
 
 def test_every_counter_is_a_figure() -> None:
     """What a worker counts has a figure of the same name, which begins at 0."""
-    counters = {counter.name for counter in fields(Counters) if counter.name != "_by_name"}
+    counters = {counter.name for counter in fields(Counters) if counter.default == 0}
     assert counters <= Statistics().as_dict().keys()
     assert Counters().snapshot() == Statistics()
     assert set(Statistics().as_dict().values()) == {0}

@@ -49,7 +49,7 @@ class Client:
             raise sent
         return sent
 
-    def message_received(self, now: float, /) -> None:
+    def message_received(self, now: float, data: str | bytes, /) -> None:
         """Keep it."""
         self.times.append(now)
 

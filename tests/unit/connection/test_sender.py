@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextvars import copy_context
 from typing import TYPE_CHECKING
 
@@ -31,9 +32,11 @@ class Callbacks:
         calls: Every call, with what it was about.
         at_outbox_full: Called at `outbox_full`.
         read: How many times the client went on reading.
+        lost: How many messages were lost, by the reason.
     """
 
     def __init__(self) -> None:
+        self.lost: Counter[str] = Counter()
         self.calls: list[object] = []
         self.read = 0
         self.at_outbox_full: Callable[[], object] = lambda: None
@@ -54,6 +57,10 @@ class Callbacks:
     def client_has_read(self) -> None:
         """Count it."""
         self.read += 1
+
+    def messages_lost(self, reason: str, count: int) -> None:
+        """Count them."""
+        self.lost[reason] += count
 
 
 class Client:

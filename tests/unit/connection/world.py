@@ -173,10 +173,20 @@ def break_server(socket: FakeSocket, fault: Exception) -> None:
 
 
 def what_happened(policy: ConnectionPolicy) -> dict[str, int]:
-    """Return what was counted beside the handshakes."""
-    happened = counted(policy.statistics)
-    happened.pop("connections_opened", None)
-    return happened
+    """Return what was counted beside the handshakes and the messages."""
+    return {name: count for name, count in counted(policy.statistics).items() if name not in _OF_EACH}
+
+
+_OF_EACH = {
+    "connections_opened",
+    "connections_on_lane",
+    "connections_of_sdks",
+    "sent",
+    "client_messages",
+    "client_bytes",
+    "overrun",
+    "discarded",
+}
 
 
 async def stall(world: World, socket: FakeSocket, *payloads: str) -> None:
