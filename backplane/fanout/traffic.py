@@ -1,6 +1,6 @@
 """What passes the hub of a worker, counted once for a batch: messages, bytes, and how late they are.
 
-It is plain integers, which are read when somebody asks. Nothing is counted per subscriber: a batch for a thousand of
+It is plain integers, which are read on demand. Nothing is counted per subscriber: a batch for a thousand of
 them takes as long to count as one for a single subscriber.
 """
 
