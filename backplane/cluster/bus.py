@@ -183,10 +183,9 @@ class ClusterBus:
 
     def offer(self, batch: Batch, /) -> None:
         """Take messages of one channel."""
-        if batch[0].channel in _OF_ALL:
-            self.received_of_all += len(batch)
         for message in batch:
             topic = message.channel
+            self.received_of_all += topic in _OF_ALL
             text = self._checked(topic, message.data)
             if text is None or (receiver := self._receivers.get(topic)) is None:
                 continue

@@ -81,7 +81,7 @@ async def test_statistics_while_not_running() -> None:
     assert backplane.statistics() == Statistics()
     async with backplane:
         await backplane.publish("a", "x")
-        assert backplane.statistics() == Statistics(published=1)
+        assert backplane.statistics() == Statistics(published=1, published_bytes=22)
     assert backplane.statistics() == Statistics()
 
 
@@ -374,6 +374,7 @@ CALLS_OF_A_PUBLISH = [
     "Lifecycle.started",
     "LoopAffinity.check",
     "Runtime.publish",
+    "Runtime._encoded",
     "validate_channel",
     "_excluded_id",
     "encode",
@@ -389,6 +390,7 @@ CALLS_OF_A_PUBLISH = [
     "PublishAttempts.attempt",
     "LinkSession.publish_answered",
     "_Limit.__exit__",
+    "Histogram.observe",
 ]
 CALLS_OF_RULES = ["ChannelRules.rule_of", "ChannelRules._match"]
 
