@@ -25,12 +25,13 @@ from backplane.fanout.subscriber_options import (
 )
 from backplane.fanout.subscription import Subscription
 from backplane.history_rules import HistoryRules
+from backplane.message_tracing import MessageTracing
 from backplane.presence_types import PresenceRules
 from backplane.settings import Settings
 from backplane.statistics import Statistics
 from backplane.synchronous.publisher import WorkerPublisher
 from backplane.synchronous.publisher_thread import PublisherThreads
-from backplane.typed_channel import TypedChannel
+from backplane.typed_channel import TypedChannel, names_of
 from backplane.web.handshake import ConnectionScope
 from backplane.web.origin import OriginRule
 from backplane.worker.cluster_options import ClusterOptions
@@ -118,6 +119,8 @@ class Backplane(ClusterVerbs):
             even where that name leads to this server (DNS rebinding). Defaults to any name.
         on_gap: What happens to clients when messages may be missing, where `connect` is given no other: `close`
             (default) closes them with code 4000, "reconnect and reload"; see `OnGap`.
+        tracing: Spans of publishes and deliveries: a `backplane.tracing.Tracing(...)`, which needs the extra `otel`.
+            Defaults to none, and then nothing is measured, sent or imported for it.
 
     Raises:
         ConfigurationError: The URL, a setting, an origin, a host or another argument is wrong; the message states what
@@ -139,6 +142,7 @@ class Backplane(ClusterVerbs):
         allowed_origins: AllowedOrigins = None,
         allowed_hosts: Collection[str] | None = None,
         on_gap: OnGap = "close",
+        tracing: MessageTracing | None = None,
     ) -> None:
         if not isinstance(settings, Settings | None):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(f"settings must be a Settings(...), not {settings!r:.100}")
@@ -161,6 +165,10 @@ class Backplane(ClusterVerbs):
         self._on_slow: OnSlow | None = None
         self._state_callbacks: list[Callable[[StateChange], object]] = []
         self._source = AdapterSource(url)
+        if not isinstance(tracing, MessageTracing | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"tracing must be a backplane.tracing.Tracing(...), not {tracing!r:.100}")
+        self._tracing = tracing
+        self._tracer = None if tracing is None else tracing.tracer(self._source.adapter.url, self._pattern_of)
         self._lifecycle = Lifecycle(self._source, self._make_runtime)
         self._sync = WorkerPublisher(
             self,
@@ -497,6 +505,8 @@ class Backplane(ClusterVerbs):
         from backplane.web.websocket import StarletteSocket  # the core must not need the framework
 
         runtime = self._lifecycle.running()
+        if self._tracer is not None:
+            self._tracer.handler_entered()
         socket = StarletteSocket(websocket)
         policy = runtime.policy.with_options(limits, on_gap)
         self._check_user_limit(policy.limits)
@@ -630,6 +640,8 @@ class Backplane(ClusterVerbs):
         if request.scope["type"] != "http":
             raise ConfigurationError("sse() answers an HTTP request; a WebSocket is for connect()")
         runtime = self._lifecycle.started()  # a `def` endpoint may make a response, which the event loop then sends
+        if self._tracer is not None:
+            self._tracer.handler_entered()
         policy = runtime.policy.with_options(limits, None)
         self._check_user_limit(policy.limits)
         return event_stream(
@@ -692,7 +704,10 @@ class Backplane(ClusterVerbs):
             ConfigurationError: The template or the type cannot be used.
             InvalidChannelError: The template has no placeholders and is no legal channel.
         """
-        return TypedChannel(self, template, model)
+        typed: TypedChannel[Any] = TypedChannel(self, template, model)
+        if self._tracing is not None:
+            self._tracing.note_template(template, names_of(template))
+        return typed
 
     @property
     def _runtime(self) -> Runtime | None:
@@ -709,7 +724,12 @@ class Backplane(ClusterVerbs):
             on_gap=self._on_gap,
             authorize=self._authorize,
             on_slow=self._on_slow,
+            tracer=self._tracer,
         )
+
+    def _pattern_of(self, channel: str) -> str | None:
+        """Return the pattern of the rule of a channel, which names its spans where no typed channel does."""
+        return self._history_rules.pattern_of(channel) or self._cluster.presence.pattern_of(channel)
 
     def _outbox(self, runtime: Runtime, backlog: Backlog | None) -> Outbox:
         backlog = self._backlog if backlog is None else _checked_backlog(backlog)
@@ -739,6 +759,7 @@ class Backplane(ClusterVerbs):
             settings=self._settings,
             history=dict(self._history_rules),
             control_secret=self._cluster.secret,
+            tracing=self._tracing,
         )
 
 

@@ -56,6 +56,7 @@ __all__ = [
     "TRACESTATE",
     "TRACE_CONTEXT",
     "VERSION",
+    "body_size",
     "can_be_skipped",
     "critical_types",
     "extensions_at",
@@ -153,10 +154,21 @@ def extensions_of(payload: bytes) -> bytes | None:
 
 
 def without_extensions(payload: bytes) -> bytes:
-    """Return a payload that has extensions as it is without them: of version 1."""
+    """Return a payload that has extensions without them, of version 1; any other as it is."""
+    extensions = extensions_of(payload)
+    if extensions is None:
+        return payload
     start = _start(payload)
-    end = start + SIZE_BYTES + int.from_bytes(payload[start : start + SIZE_BYTES])
+    end = start + SIZE_BYTES + len(extensions)
     return b"".join((MAGIC, bytes((VERSION,)), payload[4:start], payload[end:]))
+
+
+def body_size(payload: bytes) -> int:
+    """Return the size of the data in a payload that was encoded here."""
+    if not payload.startswith(MAGIC):
+        return len(payload)
+    extensions = extensions_of(payload)
+    return len(payload) - _start(payload) - (0 if extensions is None else SIZE_BYTES + len(extensions))
 
 
 def path_test_id(payload: bytes) -> bytes | None:

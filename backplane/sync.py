@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from backplane.connection.connection import Connection
     from backplane.history_rules import History
     from backplane.message import Receipt
+    from backplane.message_tracing import MessageTracing
     from backplane.synchronous.publisher import AsyncPublisher
 
 _T = TypeVar("_T")
@@ -55,6 +56,7 @@ class SyncBackplane(SyncPublisher):
             such a channel without the rule is received and not kept. Defaults to none.
         control_secret: That of the web workers, where they have one: without it they drop commands of this process
             (`disconnect` and others). Defaults to none.
+        tracing: Spans of publishes, as in `Backplane`. Defaults to none.
 
     Raises:
         ConfigurationError: There is no URL, or it, a setting, a rule or the secret is wrong. `memory://` is not the
@@ -69,6 +71,7 @@ class SyncBackplane(SyncPublisher):
         settings: Settings | None = None,
         history: Mapping[str, History] | None = None,
         control_secret: str | bytes | None = None,
+        tracing: MessageTracing | None = None,
     ) -> None:
         url = url or os.environ.get("BACKPLANE_URL")
         if not url:
@@ -80,7 +83,9 @@ class SyncBackplane(SyncPublisher):
             raise ConfigurationError(f"SyncBackplane takes a URL, as each process opens a link, not {url!r:.100}")
         settings = settings or Settings()
         history = dict(history or {})
-        make = partial(Backplane, url, settings=settings, history=history, control_secret=control_secret)
+        make = partial(
+            Backplane, url, settings=settings, history=history, control_secret=control_secret, tracing=tracing
+        )
         backplane = make()
         super().__init__(backplane)
         self._url = backplane.url

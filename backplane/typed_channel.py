@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import asynccontextmanager
 from string import Formatter
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, overload
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
     from backplane.fanout.backlog import Backlog
     from backplane.fanout.subscriber_options import Since
     from backplane.fanout.subscription import Subscription
-    from backplane.message import Position, Receipt
+    from backplane.message import Message, Position, Receipt
 
-__all__ = ["PubSub", "TypedChannel", "TypedMessages"]
+__all__ = ["PubSub", "TypedChannel", "TypedMessages", "names_of"]
 
 ModelT = TypeVar("ModelT")
 
@@ -191,6 +192,12 @@ class TypedMessages(Generic[ModelT]):
         self._messages = messages
         self._validator = validator
         self._count_invalid = count_invalid
+        self._message: Message | None = None
+
+    @property
+    def message(self) -> Message | None:
+        """The message whose model was returned last, such as for `Tracing.consume`; `None` before the first one."""
+        return self._message
 
     @property
     def resumed(self) -> bool:
@@ -209,12 +216,21 @@ class TypedMessages(Generic[ModelT]):
         async for item in self._messages:
             if isinstance(item, Gap):
                 return item
+            self._message = item
             try:
                 return self._validator.parse(item.data)
             except InvalidMessageError as error:
                 self._count_invalid()
                 self._messages.note_invalid(item.channel, error)
         raise StopAsyncIteration
+
+
+def names_of(template: str) -> re.Pattern[str]:
+    """Return what matches the names of the channels of a template that can be used, and no other."""
+    forbidden = _placeholders(template)
+    values = {name: f"[^{re.escape(marks)}]+" if marks else ".+" for name, marks in forbidden.items()}
+    parts = Formatter().parse(template)
+    return re.compile("".join(re.escape(text) + values.get(name or "", "") for text, name, *_ in parts), re.DOTALL)
 
 
 def _placeholders(template: str) -> dict[str, str]:

@@ -385,6 +385,21 @@ def micro_presence(
     console.print(found)
 
 
+@app.command("micro-tracing")
+def micro_tracing(
+    sockets: int = typer.Option(200, min=1, help="Clients on plain ASGI."),
+    rounds: int = typer.Option(30, min=3, help="Rounds per figure; the median is shown."),
+) -> None:
+    """Measure tracing by itself, and OpenTelemetry's instrumentation of FastAPI on plain ASGI."""
+    from benchmarks.micro import tracing  # imported where it is measured
+
+    with console.status("publishes"):
+        show("A publish of 128 bytes on memory://, received by one subscriber", tracing.run_publishes(rounds))
+    with console.status("instrumentation"):
+        title = f"One message of 128 bytes by plain ASGI to {sockets:,} clients, per delivery"
+        show(title, tracing.run_instrumented(sockets, rounds))
+
+
 def show(title: str, figures: list[Figure]) -> None:
     """Print one table; the first row is the floor the others are compared to."""
     found = Table(title=title, title_justify="left")

@@ -25,6 +25,7 @@ from backplane.cli.terminal import (
     standard_input,
     visible,
 )
+from backplane.cli.traceparent import CarriedTrace
 from backplane.core import Backplane
 from backplane.errors import ConfigurationError, PublishOutcomeUnknownError
 from backplane.history_rules import History, HistoryRules
@@ -65,6 +66,15 @@ def publish(
             show_default=False,
         ),
     ] = None,
+    traceparent: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HEADER",
+            help="The span that publishes, as in the header of W3C Trace Context: workers with tracing continue its "
+            "trace. Workers of a release before 0.1.0 drop a sampled message.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Publish one message, unchanged, and print what is certain after it.
 
@@ -79,8 +89,9 @@ def publish(
     body = _body(raw, as_json=as_json, as_binary=as_binary, as_hex=as_hex)
     with showing_warnings(), exiting_on_errors("not published: "):
         history = _history(channel, keep_pattern, keep_messages, keep_seconds)
+        trace = None if traceparent is None else CarriedTrace(traceparent)
         try:
-            receipt = asyncio.run(_publish(url, channel, body, history))
+            receipt = asyncio.run(_publish(url, channel, body, history, trace))
         except PublishOutcomeUnknownError as error:
             fail(f"the outcome is unknown, publishing again could send it twice: {error}", status=3)
     try:
@@ -102,8 +113,10 @@ def _history(channel: str, pattern: str | None, messages: int | None, seconds: f
     return history
 
 
-async def _publish(url: str, channel: str, body: str | bytes, history: dict[str, History]) -> Receipt:
-    async with Backplane(url, history=history) as backplane:
+async def _publish(
+    url: str, channel: str, body: str | bytes, history: dict[str, History], trace: CarriedTrace | None
+) -> Receipt:
+    async with Backplane(url, history=history, tracing=trace) as backplane:
         return await backplane.publish(channel, body)
 
 

@@ -53,9 +53,20 @@ class Batch(list[Message]):
     Attributes:
         size_bytes: Size of the data.
         excludes: Whether any of the messages excludes a connection.
+        received_ns: When the first message came, in nanoseconds since the epoch; only with tracing, else 0.
     """
 
-    __slots__ = ("_compressed", "_encoded", "_enveloped", "_excluded", "_frames", "_whole", "excludes", "size_bytes")
+    __slots__ = (
+        "_compressed",
+        "_encoded",
+        "_enveloped",
+        "_excluded",
+        "_frames",
+        "_whole",
+        "excludes",
+        "received_ns",
+        "size_bytes",
+    )
 
     def __init__(self, *messages: Message) -> None:
         super().__init__()
@@ -67,6 +78,7 @@ class Batch(list[Message]):
         self._whole: _Whole | None = None  # the batch of which this one leaves some out
         self.size_bytes: int = 0
         self.excludes: bool = False
+        self.received_ns: int = 0
         for message in messages:
             self.add(message)
 

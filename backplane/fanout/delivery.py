@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from backplane.fanout.traffic import Traffic
     from backplane.log_bursts import LogBursts
     from backplane.message import Gap, Joined
+    from backplane.message_tracing import DeliverySpan
 
-__all__ = ["Delivery", "GapDelivery", "LocalDelivery", "Subscriber"]
+__all__ = ["Delivery", "GapDelivery", "LocalDelivery", "Subscriber", "TracedDelivery"]
 
 logger: Final = logging.getLogger("backplane.fanout.delivery")
 
@@ -171,6 +172,33 @@ class LocalDelivery(Delivery):
         is_done = super().run(count)
         if is_done:
             self._done()
+        return is_done
+
+
+class TracedDelivery:
+    """A delivery of a batch that holds a sampled message: its span ends with the last subscriber.
+
+    Args:
+        delivery: The delivery.
+        span: Its span.
+
+    Attributes:
+        channel, began_at: As of `Delivery`.
+    """
+
+    __slots__ = ("_delivery", "_span", "began_at", "channel")
+
+    def __init__(self, delivery: Delivery, span: DeliverySpan) -> None:
+        self.channel: str = delivery.channel
+        self.began_at: float | None = None
+        self._delivery = delivery
+        self._span = span
+
+    def run(self, count: int | None) -> bool:
+        """Offer the batch, as `Delivery.run`."""
+        is_done = self._delivery.run(count)
+        if is_done:
+            self._span.end()
         return is_done
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -16,7 +17,7 @@ from backplane.channels import RESERVED_PREFIX
 from backplane.concurrency.affinity import LoopAffinity
 from backplane.fanout.batch import Batch
 from backplane.fanout.codec import decode, reason_of_drop
-from backplane.fanout.delivery import Delivery, GapDelivery, LocalDelivery
+from backplane.fanout.delivery import Delivery, GapDelivery, LocalDelivery, TracedDelivery
 from backplane.fanout.gaps import GapReporter
 from backplane.header import path_test_id
 from backplane.log_bursts import LogBursts
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from backplane.fanout.traffic import Traffic
     from backplane.history_rules import HistoryRules
     from backplane.message import All, Message, Place, Position
+    from backplane.message_tracing import MessageTracer
 
 __all__ = ["Hub"]
 
@@ -73,6 +75,7 @@ class Hub:
         path_tests: Path tests that the broker delivered on a channel with a local subscriber.
         on_path_test: Called with the channel and the id of each of them, at once. It must not block; what it raises is
             logged. No subscriber notices a path test.
+        tracer: Makes the spans of deliveries; `None` without tracing.
     """
 
     def __init__(
@@ -96,11 +99,12 @@ class Hub:
         self._collected: dict[str, Batch] = {}
         self._collected_count = 0
         self._collected_bytes = 0
-        self._deliveries: deque[Delivery | GapDelivery] = deque()
+        self._deliveries: deque[Delivery | GapDelivery | TracedDelivery] = deque()
         self._resting: dict[str, asyncio.TimerHandle] = {}
         self._flush_handle: asyncio.Handle | None = None
         self._revocations = 0
         self.traffic: Traffic | None = traffic
+        self.tracer: MessageTracer | None = None
         self.malformed: int = 0
         self.unsupported: int = 0
         self.path_tests: int = 0
@@ -299,6 +303,8 @@ class Hub:
         batch = self._collected.get(channel)
         if batch is None:
             batch = self._collected[channel] = Batch()
+            if self.tracer is not None:
+                batch.received_ns = time.time_ns()
         batch.add(message)
         self._collected_count += 1
         self._collected_bytes += message.size_bytes
@@ -315,9 +321,17 @@ class Hub:
         if self.traffic is not None:
             self.traffic.count_given_back(batch)
         subscribers = self._subscribers.get(channel, {})
-        self._start_delivery(Delivery(channel, batch, subscribers, self._bursts, missed=True, traffic=self.traffic))
+        delivery = Delivery(channel, batch, subscribers, self._bursts, missed=True, traffic=self.traffic)
+        self._start_delivery(delivery if self.tracer is None else self._traced(self.tracer, delivery, batch))
 
-    def _start_delivery(self, delivery: Delivery | GapDelivery) -> None:
+    def _traced(self, tracer: MessageTracer, delivery: Delivery, batch: Batch) -> Delivery | TracedDelivery:
+        """Return a delivery with its span, if it has one."""
+        channel = delivery.channel
+        subscribers = len(self._subscribers.get(channel, ()))
+        span = tracer.deliver(channel, batch, received_ns=batch.received_ns, subscribers=subscribers)
+        return delivery if span is None else TracedDelivery(delivery, span)
+
+    def _start_delivery(self, delivery: Delivery | GapDelivery | TracedDelivery) -> None:
         self._deliveries.append(delivery)
         if self._flush_handle is None:
             self._flush_handle = asyncio.get_running_loop().call_soon(self._flush_in_slices)
@@ -419,7 +433,8 @@ class Hub:
             if traffic is not None:
                 traffic.count_received(batch)
             subscribers = self._subscribers.get(channel, {})
-            self._deliveries.append(Delivery(channel, batch, subscribers, self._bursts, traffic=traffic))
+            delivery = Delivery(channel, batch, subscribers, self._bursts, traffic=traffic)
+            self._deliveries.append(delivery if self.tracer is None else self._traced(self.tracer, delivery, batch))
 
     def _drop(self, channel: str, payload: bytes) -> None:
         """Take a payload that is no message: report a path test, and count any other."""

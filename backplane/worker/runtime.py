@@ -27,6 +27,7 @@ from backplane.control.requests import Requests
 from backplane.errors import (
     ClosedError,
     ConfigurationError,
+    InvalidChannelError,
     InvalidDataError,
     PayloadTooLargeError,
     PublishError,
@@ -37,6 +38,7 @@ from backplane.fanout.codec import encode, encode_path_test
 from backplane.fanout.hub import Hub
 from backplane.fanout.outbox import Waiting
 from backplane.fanout.traffic import Traffic
+from backplane.header import body_size, without_extensions
 from backplane.history.histories import Histories
 from backplane.log_bursts import LogBursts
 from backplane.presence_types import Who
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from backplane.fanout.subscription import Subscription
     from backplane.history_rules import History, HistoryRules
     from backplane.message import HistoryPage, Position, Receipt
+    from backplane.message_tracing import MessageTracer, PublishSpan
     from backplane.presence.attendance import Attendance
     from backplane.settings import Settings
     from backplane.statistics import Statistics
@@ -94,6 +97,7 @@ class Runtime:
         on_gap: What happens at a gap to a client that is given nothing else.
         authorize: Decides which client may join what.
         on_slow: Called with clients that are too slow.
+        tracer: Traces publishes and deliveries. Defaults to no tracing.
         close_seconds: How long the close of a client that reads nothing takes beyond its handler's grace.
 
     Attributes:
@@ -103,6 +107,7 @@ class Runtime:
         affinity: The event loop in which all of it lives.
         calls: What other threads publish, on its way into that event loop.
         origin: Random bytes that identify this process on the broker.
+        tracer: See above.
         wire_format: The format of the payloads that are published.
         clients: The WebSockets and event streams of this worker.
         policy: What applies to a client that is given no options of its own.
@@ -131,6 +136,7 @@ class Runtime:
         on_gap: OnGap = "close",
         authorize: Authorize | None = None,
         on_slow: OnSlow | None = None,
+        tracer: MessageTracer | None = None,
         close_seconds: float = _CLOSE_SECONDS,
     ) -> None:
         self.settings = settings
@@ -159,6 +165,8 @@ class Runtime:
         self.hub: Hub = (
             Hub(self.broker_subscriptions, self.bursts, traffic=self.traffic) if histories is None else histories.hub
         )
+        self.hub.tracer = tracer
+        self.tracer: MessageTracer | None = tracer
         self.affinity: LoopAffinity = self.hub.affinity
         self.state_changed_at: float = self.affinity.loop.time()
         self.calls: CallQueue = CallQueue()
@@ -282,12 +290,25 @@ class Runtime:
         return None
 
     async def publish(
-        self, channel: str, data: object, exclude: Connection | str | None, idempotency_key: str | bytes | None = None
+        self,
+        channel: str,
+        data: object,
+        exclude: Connection | str | None,
+        idempotency_key: str | bytes | None = None,
+        span: PublishSpan | None = None,
     ) -> Receipt:
-        """Encode and publish, as the setting `outage` decides, and count the outcome; see `Backplane.publish`."""
+        """Encode and publish, as the setting `outage` decides, and count the outcome; see `Backplane.publish`.
+
+        With tracing it does so within a span: the `span` of the second call, which this makes itself.
+        """
+        if self.tracer is not None and span is None and _is_legal(channel):
+            with self.tracer.publish(channel) as span:
+                receipt = await self.publish(channel, data, exclude, idempotency_key, span)
+                span.published(receipt)
+                return receipt
         statistics, began_at = self.statistics, time.perf_counter()
         try:
-            payload, keep = self._encoded(channel, data, exclude, idempotency_key)
+            payload, keep = self._encoded(channel, data, exclude, idempotency_key, span)
             receipt = await self._publisher.publish(channel, payload, keep)
         except BaseException as error:
             count_failed_publish(statistics, error)
@@ -303,7 +324,12 @@ class Runtime:
         return receipt
 
     def _encoded(
-        self, channel: str, data: object, exclude: Connection | str | None, idempotency_key: str | bytes | None
+        self,
+        channel: str,
+        data: object,
+        exclude: Connection | str | None,
+        idempotency_key: str | bytes | None,
+        span: PublishSpan | None,
     ) -> tuple[bytes, Keep | None]:
         """Return the payload, and how it is kept in the history of the channel, where that has one."""
         validate_channel(channel)
@@ -316,8 +342,13 @@ class Runtime:
             excluded=_excluded_id(exclude),
             wire_format=self.wire_format,
             states_json=rule is not None,
+            extensions=b"" if span is None else span.extensions,
         )
         limit = self.supervisor.max_payload_bytes
+        if span is not None:
+            span.encoded(body_size(payload))
+            if len(payload) > limit:
+                payload = without_extensions(payload)  # tracing must not change an outcome
         if len(payload) > limit:
             raise PayloadTooLargeError(len(payload), limit)
         return payload, None if rule is None else Keep(rule, key)
@@ -503,6 +534,14 @@ class Runtime:
 
 def _since(moment: float | None, now: float) -> float | None:
     return None if moment is None else now - moment
+
+
+def _is_legal(channel: str) -> bool:
+    try:
+        validate_channel(channel)
+    except InvalidChannelError:
+        return False
+    return True
 
 
 def _excluded_id(exclude: object) -> bytes | None:

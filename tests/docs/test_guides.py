@@ -290,3 +290,28 @@ async def test_event_stream_in_a_program() -> None:
         await asyncio.to_thread(following.close)
     assert received == ["2.0", "2.1", "", "3.3", "3.4", "3.5"]
     assert [len(shown or "") for shown in visits] == [0, 28, 28]
+
+
+def test_tracing() -> None:
+    """The application of the page publishes to its WebSockets; its tracing goes to the global provider."""
+    names = run("operations/tracing.md", "tracing")
+    with TestClient(names["app"]) as client, client.websocket_connect("/orders/42") as orders:
+        assert client.post("/orders/42").status_code == 200
+        assert orders.receive_text() == '{"state":"paid"}'
+
+
+async def _billed(names: dict[str, Any]) -> None:
+    names["backplane"] = names["bill"].__globals__["backplane"] = Backplane(tracing=names["tracing"])
+    async with names["backplane"] as backplane:
+        billing = asyncio.create_task(names["bill"]())
+        while not (await backplane.health()).channels:  # until it has subscribed
+            await asyncio.sleep(0)
+        await backplane.publish("orders", "paid")
+        billing.cancel()
+        await asyncio.wait([billing])
+        assert billing.cancelled()
+
+
+def test_tracing_consume() -> None:
+    """The consumer of the page takes messages; here it is not on Redis."""
+    asyncio.run(_billed(run("operations/tracing.md", "tracing-consume")))

@@ -371,3 +371,48 @@ def test_locks_agree() -> None:
     texts = [(ROOT / "requirements" / f"{lock}.txt").read_text(encoding="utf-8") for lock in ("image", "dev")]
     image, dev = [{(name, version) for name, version, _, _ in PIN.findall(text)} for text in texts]
     assert image - dev == set()
+
+
+def test_nothing_of_opentelemetry_is_touched(tmp_path: Path) -> None:
+    """Without `tracing` nothing of OpenTelemetry is imported, nor any attribute of it read, where it is installed."""
+    code = """
+import asyncio, sys, types
+
+class Untouchable(types.ModuleType):
+    def __getattribute__(self, name):
+        touched.append(name)
+        return super().__getattribute__(name)
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "opentelemetry":
+            touched.append(f"import {name}")
+
+touched = []
+sys.meta_path.insert(0, Finder())
+import backplane, backplane.core, backplane.header
+sys.modules["opentelemetry"] = Untouchable("opentelemetry")
+touched.clear()
+
+async def use():
+    async with backplane.Backplane("memory://") as plane, plane.subscribe("a") as messages:
+        await plane.publish("a", "hello")
+        assert (await anext(messages)).data == "hello"
+        await asyncio.to_thread(plane.sync.publish, "a", "again")
+        assert (await anext(messages)).data == "again"
+
+asyncio.run(use())
+print(touched)
+"""
+    process = python("-c", code, folder=tmp_path)
+    assert (process.stderr, process.stdout) == ("", "[]\n")
+
+
+def test_tracing_without_opentelemetry(tmp_path: Path) -> None:
+    """Where OpenTelemetry is not installed the import of tracing names the extra to install."""
+    code = "import sys; sys.modules['opentelemetry'] = None; import backplane.tracing"
+    process = python("-c", code, folder=tmp_path)
+    assert process.returncode == 1
+    assert process.stderr.rstrip().splitlines()[-1] == (
+        "backplane.errors.MissingDependencyError: tracing needs OpenTelemetry: pip install 'fastapi-backplane[otel]'"
+    )

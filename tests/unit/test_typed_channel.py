@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from backplane import Backplane, Gap, History, Message
 from backplane.errors import ConfigurationError, InvalidChannelError, InvalidDataError
-from backplane.typed_channel import TypedChannel
+from backplane.typed_channel import TypedChannel, names_of
 from tests.unit.controlled_adapter import ControlledHistoryAdapter
 from tests.unit.keeping_hub import KeepingHub
 
@@ -339,3 +339,19 @@ async def test_resume() -> None:
         async with numbers.subscribe(id=1, since=stored) as messages:
             assert (await take(messages, 1), messages.resumed) == ([2], True)
             assert messages.position == hub.position("kept:1")
+
+
+@pytest.mark.parametrize(
+    ("template", "names", "others"),
+    [
+        ("news", ["news"], ["news1", "new"]),
+        ("orders:{id}", ["orders:1", "orders:a-b c"], ["orders:", "orders:1:2", "order:1"]),
+        ("a-{x}.{y}", ["a-b.c", "a-b c.d"], ["a-b.", "a-b.c.d", "a-.c"]),
+        ("{{x}}{y}", ["{x}1", "{x}é"], ["{x}", "x1"]),
+        ("{all}", ["x", "a:b\n"], []),
+    ],
+)
+def test_names_of_a_template(template: str, names: list[str], others: list[str]) -> None:
+    """The pattern matches what the template can be filled to, and nothing else."""
+    pattern = names_of(template)
+    assert [name for name in (*names, *others) if pattern.fullmatch(name)] == names
