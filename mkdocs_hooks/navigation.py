@@ -66,6 +66,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
         "json-envelope",
         "errors",
         "statistics",
+        "metrics",
         "log-events",
         "command-line",
     ),

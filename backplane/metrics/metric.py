@@ -50,6 +50,7 @@ class Metric:
         labels: The names of its labels, without `worker`, which each metric has. Never a channel, a client, an address
             or a URL: their number has no bound.
         unit: `seconds`, `bytes`, or nothing for a count.
+        alert: When to look at it, in words; nothing where it explains others.
     """
 
     name: str
@@ -58,3 +59,4 @@ class Metric:
     read: Callable[[View], Iterable[Sample]]
     labels: tuple[str, ...] = ()
     unit: Literal["", "seconds", "bytes"] = ""
+    alert: str = ""

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, get_args
 
-from backplane.statistics import Statistics
+from backplane.broker.link_tally import LinkTally
+from backplane.broker.probe import ROUND_TRIP_SECONDS
+from backplane.concurrency.stalls import LATE_SECONDS
+from backplane.fanout.gaps import GapCause
+from backplane.fanout.traffic import Traffic
+from backplane.histogram import Histogram
+from backplane.statistics import Counters, Statistics
 from backplane.worker.health import Health
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from backplane.worker.runtime import Runtime
 
 __all__ = ["Measured", "View", "view_of"]
@@ -42,6 +50,36 @@ class View:
     runtime: Runtime | None
     health: Health
     statistics: Statistics
+
+    @property
+    def counters(self) -> Counters:
+        """What the parts of the worker count."""
+        return Counters() if self.runtime is None else self.runtime.statistics
+
+    @property
+    def traffic(self) -> Traffic:
+        """What passes its hub."""
+        return Traffic() if self.runtime is None else self.runtime.traffic
+
+    @property
+    def link(self) -> LinkTally:
+        """What is counted of its link."""
+        return LinkTally() if self.runtime is None else self.runtime.supervisor.status.tally
+
+    @property
+    def probe_round_trips(self) -> Histogram:
+        """How long its probes took."""
+        return Histogram(*ROUND_TRIP_SECONDS) if self.runtime is None else self.runtime.supervisor.probe.round_trips
+
+    @property
+    def loop_lag(self) -> Histogram:
+        """How late a timer of its event loop was called."""
+        return Histogram(*LATE_SECONDS) if self.runtime is None else self.runtime.stalls.late
+
+    @property
+    def gaps(self) -> Mapping[GapCause, int]:
+        """The gaps of its channels, by cause."""
+        return dict.fromkeys(get_args(GapCause), 0) if self.runtime is None else self.runtime.hub.gaps.causes
 
     def time_of(self, seconds_ago: float | None) -> float:
         """Return the time of what was so long ago, in seconds since the epoch; 0 for what never was."""

@@ -205,6 +205,11 @@ class Cluster:
         return self._commands.applied
 
     @property
+    def received_of_all(self) -> int:
+        """Messages on the channels that each worker receives, heartbeats and commands."""
+        return self._bus.received_of_all
+
+    @property
     def control_received(self) -> int:
         """Messages that it has received on the control channel."""
         return self._commands.messages

@@ -21,6 +21,7 @@ from backplane import Backlog, BrokerError, CloseCode, Limits, Settings, broadca
 from backplane.broadcaster import Broadcaster, Capabilities, Options, Sink
 from backplane.cli import app
 from backplane.errors import BackplaneError
+from backplane.metrics.table import METRICS
 from mkdocs_hooks.api import load, where
 from mkdocs_hooks.blocks import BLOCKS, MARK, fill
 from mkdocs_hooks.docstrings import field_docs, parse
@@ -587,6 +588,20 @@ def test_errors_are_whole() -> None:
         if issubclass(error, BrokerError):
             assert re.search(r"[Pp]ublish|Raised", text), "states what is certain, or which call raises it"
     assert error_classes()[0] is BackplaneError
+
+
+def test_metrics_are_documented() -> None:
+    """The page explains each metric of the table once, with the values of its labels, and when to look at it."""
+    page = fill((ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8"))
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `backplane_")]
+    assert [row[0] for row in rows] == [f"| `{name}`{{ #{name} }}" for name in (metric.name for metric in METRICS)]
+    shown = {metric.name: row[1:] for metric, row in zip(METRICS, rows, strict=True)}
+    assert shown["backplane_lag_seconds"][:2] == [
+        "histogram, seconds",
+        "`stage`: received, written; `publisher`: self, other",
+    ]
+    assert all(metric.help in row[2] for metric, row in zip(METRICS, shown.values(), strict=True))
+    assert sum(bool(metric.alert) for metric in METRICS) > 20
 
 
 def test_log_events_are_found() -> None:
