@@ -42,6 +42,9 @@ from backplane.errors import (
     TooManyPresentError,
     WrongLoopError,
 )
+from backplane.exporters.metrics_routes import MetricsEndpoint, metrics_routes
+from backplane.exporters.opentelemetry import instrument_metrics
+from backplane.exporters.prometheus import BackplaneCollector
 from backplane.fanout.backlog import Backlog, FullPolicy
 from backplane.fanout.subscription import Subscription
 from backplane.history_rules import History
@@ -72,6 +75,7 @@ __all__ = [
     "AuthorizeTimeoutError",
     "Backlog",
     "Backplane",
+    "BackplaneCollector",
     "BackplaneError",
     "BrokerAuthenticationError",
     "BrokerError",
@@ -106,6 +110,7 @@ __all__ = [
     "Limits",
     "LinkState",
     "Message",
+    "MetricsEndpoint",
     "MissingDependencyError",
     "NotStartedError",
     "OnConnection",
@@ -146,6 +151,8 @@ __all__ = [
     "Worker",
     "WorkerOverview",
     "WrongLoopError",
+    "instrument_metrics",
+    "metrics_routes",
 ]
 
 __version__: str = "0.1.0"

@@ -45,6 +45,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
         "index",
         "deployment",
         "health-and-metrics",
+        "metrics",
         "live-page",
         "sizing",
         "scale",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from backplane.metrics.view import View
 
@@ -29,6 +30,11 @@ class Distribution:
     bounds: tuple[float, ...]
     counts: tuple[int, ...]
     total: float
+
+    def buckets(self) -> Iterator[tuple[str, int]]:
+        """Return the bounds as Prometheus writes them, each with how many values were not larger."""
+        bounds = (*map(str, self.bounds), "+Inf")
+        return zip(bounds, accumulate(self.counts), strict=True)
 
 
 Value = float | Distribution

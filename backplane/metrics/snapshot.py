@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,10 @@ from backplane.metrics.table import METRICS
 from backplane.metrics.view import view_of
 
 if TYPE_CHECKING:
-    from backplane.metrics.metric import Value
+    from backplane.metrics.metric import Metric, Sample, Value
     from backplane.metrics.view import Measured, View
 
-__all__ = ["snapshot", "snapshot_of"]
+__all__ = ["parse_snapshot", "samples_in", "snapshot", "snapshot_of"]
 
 
 def snapshot(backplane: Measured) -> dict[str, Any]:
@@ -37,6 +38,51 @@ def snapshot_of(view: View) -> dict[str, Any]:
             metric.name: [[list(labels), _json_of(value)] for labels, value in metric.read(view)] for metric in METRICS
         },
     }
+
+
+def parse_snapshot(text: bytes, worker: str) -> dict[str, Any]:
+    """Return the snapshot that another process sent.
+
+    Args:
+        text: What it sent.
+        worker: Which process sent it, whatever it states itself.
+
+    Raises:
+        ValueError: This is none.
+    """
+    try:
+        found = json.loads(text)
+        taken = {"worker": worker, "at": float(found["at"]), "metrics": dict(found["metrics"])}
+        for metric in METRICS:
+            samples_in(taken, metric)
+    except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise ValueError(f"not what a worker measures: {error!r}") from error
+    return taken
+
+
+def samples_in(taken: dict[str, Any], metric: Metric) -> list[Sample]:
+    """Return what a snapshot holds of `metric`: nothing where it is of a version that does not measure it.
+
+    Raises:
+        KeyError, TypeError, ValueError: It does not hold samples, or not with these labels.
+    """
+    samples: list[Sample] = []
+    for labels, value in taken["metrics"].get(metric.name, ()):
+        if len(labels) != len(metric.labels) or not all(isinstance(label, str) for label in labels):
+            raise ValueError(f"the labels of {metric.name} are {metric.labels}")
+        samples.append((tuple(labels), _value_of(value, metric)))
+    return samples
+
+
+def _value_of(value: Any, metric: Metric) -> Value:
+    if metric.kind != "histogram":
+        if not isinstance(value, int | float):
+            raise TypeError(f"{metric.name} is a number")
+        return value
+    bounds, counts = tuple(map(float, value["bounds"])), tuple(map(int, value["counts"]))
+    if len(counts) != len(bounds) + 1 or list(bounds) != sorted(bounds):
+        raise ValueError(f"the bounds and the counts of {metric.name} do not fit")
+    return Distribution(bounds, counts, float(value["total"]))
 
 
 def _json_of(value: Value) -> Any:

@@ -28,7 +28,7 @@ class Listener:
     Args:
         loop: The running event loop.
         folder: Where the socket is made.
-        accepted: Called with each connection.
+        accepted: Called with each connection, which does not block.
         group: What the name of the socket begins with.
 
     Attributes:
@@ -86,4 +86,5 @@ class Listener:
                 self._loop.remove_reader(self._listener)
                 self._pause = self._loop.call_later(_PAUSE_SECONDS, self._open)
                 return
+            connection.setblocking(False)
             self._accepted(connection)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from backplane.broadcaster import Capabilities
     from backplane.connection.limits import Limits
 
-__all__ = ["NO_LIFESPAN", "warn_if_isolated", "warn_if_no_pings", "warn_of_default_url", "worker_count"]
+__all__ = ["NO_LIFESPAN", "server_pid", "warn_if_isolated", "warn_if_no_pings", "warn_of_default_url", "worker_count"]
 
 logger: Final = logging.getLogger("backplane.worker.deployment")
 
@@ -88,14 +88,33 @@ def worker_count(proc: Path = Path("/proc")) -> int:
     the environment. A count set only in a Gunicorn configuration file is not seen.
     """
     command = _command_line(proc / str(os.getppid()))
-    # The program, or what the interpreter runs: `python gunicorn ...`, `python -m uvicorn ...`.
-    if not any(_SERVER.match(Path(argument).name) for argument in command[:3]):
+    if not _is_server(command):
         return 1
     for arguments in (command, shlex.split(os.environ.get("GUNICORN_CMD_ARGS", ""))):
         if found := _WORKERS_OPTION.findall("\0".join(arguments)):
             return int(found[-1])
     concurrency = os.environ.get("UVICORN_WORKERS") or os.environ.get("WEB_CONCURRENCY", "")
     return int(concurrency) if concurrency.isdecimal() else 1
+
+
+def server_pid(proc: Path = Path("/proc")) -> int | None:
+    """Return the process that started this one as a worker of a server; `None` where no other worker can be beside it.
+
+    It is known of processes that `multiprocessing` started, as Uvicorn, Hypercorn and Granian do, of Gunicorn's, and of
+    those whose parent process is, by its command line, a server, or runs what this process runs.
+    """
+    from multiprocessing import parent_process  # takes 7 ms
+
+    if (parent := parent_process()) is not None:
+        return parent.pid
+    command = _command_line(proc / str(os.getppid()))
+    is_forked = command != [] and command == _command_line(proc / "self")
+    return os.getppid() if is_forked or _is_server(command) or "gunicorn.arbiter" in sys.modules else None
+
+
+def _is_server(command: list[str]) -> bool:
+    """Whether it is the program, or what the interpreter runs: `python gunicorn ...`, `python -m uvicorn ...`."""
+    return any(_SERVER.match(Path(argument).name) for argument in command[:3])
 
 
 def _command_line(process: Path) -> list[str]:

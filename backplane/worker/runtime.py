@@ -109,6 +109,7 @@ class Runtime:
         origin: Random bytes that identify this process on the broker.
         tracer: See above.
         wire_format: The format of the payloads that are published.
+        prefix: What the adapter puts before the name of each channel; empty where it has no such option.
         clients: The WebSockets and event streams of this worker.
         policy: What applies to a client that is given no options of its own.
         waiting: What waits in the outboxes of this worker's subscribers.
@@ -201,6 +202,7 @@ class Runtime:
             bursts=self.bursts,
         )
         self.wire_format: WireFormat = broadcaster.options.wire_format
+        self.prefix: str = getattr(broadcaster.options, "prefix", "")
         self._deduplicates = broadcaster.capabilities.deduplicates
         self.close_seconds = close_seconds
         attempts = self.supervisor.attempts

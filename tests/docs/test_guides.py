@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -239,15 +240,30 @@ def test_health(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_metrics() -> None:
-    """Each count is a line with its name and a number."""
-    names = run("operations/health-and-metrics.md", "metrics")
+def test_prometheus() -> None:
+    """A scrape has what was counted."""
+    names = run("operations/metrics.md", "prometheus")
     with TestClient(names["app"]) as client:
         assert client.portal is not None
         client.portal.call(names["backplane"].publish, "prices", "42")
         lines = client.get("/metrics").text.splitlines()
-    assert "backplane_published 1" in lines
-    assert all(re.fullmatch(r"backplane_\w+ \d+", line) for line in lines)
+    assert f'backplane_publishes_total{{outcome="ok",worker="{os.getpid()}"}} 1.0' in lines
+
+
+def test_registry() -> None:
+    """The registry of the application shows the backplane."""
+    from prometheus_client import REGISTRY, generate_latest
+
+    names = run("operations/metrics.md", "registry")
+    assert b"\nbackplane_link_up{" in generate_latest(REGISTRY)
+    for collector in list(REGISTRY._collector_to_names):  # pyright: ignore[reportPrivateUsage]
+        if isinstance(collector, names["BackplaneCollector"]):
+            REGISTRY.unregister(collector)
+
+
+def test_otel() -> None:
+    """The example runs; tests/unit/exporters has what a real SDK exports."""
+    assert run("operations/metrics.md", "otel")["backplane"].state == "closed"
 
 
 def test_sdk_clients() -> None:

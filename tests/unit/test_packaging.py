@@ -49,6 +49,7 @@ PUBLIC_NAMES = [
     "AuthorizeTimeoutError",
     "Backlog",
     "Backplane",
+    "BackplaneCollector",
     "BackplaneError",
     "BrokerAuthenticationError",
     "BrokerError",
@@ -83,6 +84,7 @@ PUBLIC_NAMES = [
     "Limits",
     "LinkState",
     "Message",
+    "MetricsEndpoint",
     "MissingDependencyError",
     "NotStartedError",
     "OnConnection",
@@ -123,6 +125,8 @@ PUBLIC_NAMES = [
     "Worker",
     "WorkerOverview",
     "WrongLoopError",
+    "instrument_metrics",
+    "metrics_routes",
 ]
 
 # What an application may not have, or may want to import later.
@@ -261,8 +265,9 @@ def documented_aliases() -> set[str]:
 
 
 def test_every_public_name_is_documented() -> None:
-    """Every public class has a docstring of its own, and every public type alias one after its assignment."""
-    names = {name for name in PUBLIC_NAMES if inspect.isclass(getattr(backplane, name))}
+    """Every public class and function has a docstring of its own, and every type alias one after its assignment."""
+    public = {name: getattr(backplane, name) for name in PUBLIC_NAMES}
+    names = {name for name, value in public.items() if inspect.isclass(value) or inspect.isfunction(value)}
     assert [name for name in names if not getattr(backplane, name).__doc__] == []
     assert set(PUBLIC_NAMES) - names == {
         "AllowedOrigins",

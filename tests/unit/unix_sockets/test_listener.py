@@ -27,6 +27,7 @@ async def test_accepts_until_closed(directory: Path) -> None:
         async with asyncio.timeout(10):
             theirs = await accepted.get()
         with theirs:
+            assert not theirs.getblocking()
             theirs.send(b"x")
             assert ours.recv(1) == b"x"
     listener.close()

@@ -1,0 +1,87 @@
+"""A real Prometheus and its tool, of Debian's package `prometheus`: installed where that is permitted, else skipped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import pytest
+
+from tests.brokers.process import free_port, install
+from tests.server_process import ServerProcess, server_process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from pathlib import Path
+
+__all__ = ["Prometheus", "prometheus", "prometheus_program"]
+
+_CONFIG = """
+global:
+  scrape_interval: 500ms
+  scrape_timeout: 500ms
+scrape_configs:
+  - job_name: backplane
+    scrape_interval: {interval}
+    scrape_timeout: {interval}
+    static_configs:
+      - targets: ["127.0.0.1:{target}"]
+"""
+
+
+def prometheus_program(name: str) -> str:
+    """Return the path of `prometheus` or `promtool`; without it skip, but fail in CI."""
+    if (path := shutil.which(name) or (install("prometheus") and shutil.which(name))) is not None:
+        return path
+    reason = f"{name} is not installed: apt-get install prometheus"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+class Prometheus:
+    """A running Prometheus that scrapes one target."""
+
+    def __init__(self, process: ServerProcess, port: int) -> None:
+        self._process = process
+        self._url = f"http://127.0.0.1:{port}"
+
+    def query(self, expression: str) -> dict[str, float]:
+        """Return the present value of each series of an expression, by its label `worker`, or by nothing."""
+        response = httpx2.get(f"{self._url}/api/v1/query", params={"query": expression}, timeout=20, trust_env=False)
+        answer: dict[str, Any] = json.loads(response.text)
+        assert answer["status"] == "success", answer
+        return {series["metric"].get("worker", ""): float(series["value"][1]) for series in answer["data"]["result"]}
+
+    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait until `condition` holds, which asks this Prometheus. Blocks."""
+        self._process.wait_until(condition, what, seconds=60)
+
+
+@contextmanager
+def prometheus(target: int, folder: Path, *, interval: str = "2s") -> Generator[Prometheus]:
+    """Run a Prometheus that scrapes `/metrics` of a port of this host, entered when it answers."""
+    program, port = prometheus_program("prometheus"), free_port()
+    config = folder / "prometheus.yml"
+    config.write_text(_CONFIG.format(target=target, interval=interval))
+    command = [
+        program,
+        f"--config.file={config}",
+        f"--storage.tsdb.path={folder / 'tsdb'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--log.level=warn",
+    ]
+    with server_process(command, folder, cwd=folder, name="prometheus") as process:
+        process.wait_until(lambda: _is_ready(port), "Prometheus is ready", seconds=60)
+        yield Prometheus(process, port)
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        return httpx2.get(f"http://127.0.0.1:{port}/-/ready", timeout=5, trust_env=False).status_code == 200
+    except httpx2.HTTPError:
+        return False
