@@ -18,9 +18,9 @@ from backplane.fanout.codec import decode
 from backplane.header import TRACE_CONTEXT, value_of
 from backplane.message import ExtendedMessage
 from backplane.tracing import Tracing
+from tests.exported_spans import Exported, context_of, parent_id
 from tests.unit.doubles import ControlledBroadcaster
 from tests.unit.history.world import history_world
-from tests.unit.tracing.exporter import Exported, context_of, parent_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
