@@ -5,7 +5,7 @@ app.mount("/backplane", admin_routes(backplane, authorize=is_staff, allow={"publ
 
 from __future__ import annotations
 
-import asyncio
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import JSONResponse
@@ -13,12 +13,13 @@ from starlette.routing import Route, Router
 
 from backplane.admin.access import Access, check_rights, visitor_of
 from backplane.admin.changes import Changes
-from backplane.admin.overview import overview
+from backplane.admin.lists import Lists
+from backplane.admin.overview import overviews
 from backplane.admin.page_files import page_routes
 from backplane.admin.page_stream import PageStream
 from backplane.admin.tail import tail
 from backplane.channels import validate_channel
-from backplane.errors import InvalidChannelError
+from backplane.errors import BackplaneError, InvalidChannelError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["admin_routes"]
 
-_EVERY_SECONDS: Final = 2.0
 _MAX_STREAMS: Final = 64
 
 
@@ -43,6 +43,7 @@ def admin_routes(
     authorize: AuthorizeVisitor,
     allow: Collection[Right] = (),
     redact: Callable[[Message], str] | None = None,
+    mask: Callable[[str], str] | None = None,
 ) -> ASGIApp:
     """Return an ASGI application with the live page and its JSON, for `mount` of FastAPI and Starlette.
 
@@ -60,20 +61,29 @@ def admin_routes(
             channel. Each change is logged with the name of the visitor. Defaults to nothing.
         redact: Returns what is shown of a message in place of its data. Defaults to the beginning of the data.
 
+        mask: Returns what is shown of the user, or `client_key`, of a connection. Defaults to all of it.
+
     Raises:
         ConfigurationError: `authorize` is no function, or a right is not known.
     """
-    return Access(_Routes(backplane, check_rights(allow), redact).router(), authorize, allow)
+    return Access(_Routes(backplane, check_rights(allow), redact, mask).router(), authorize, allow)
 
 
 class _Routes:
     """The JSON of the page."""
 
-    def __init__(self, backplane: Backplane, allow: frozenset[Right], redact: Callable[[Message], str] | None) -> None:
+    def __init__(
+        self,
+        backplane: Backplane,
+        allow: frozenset[Right],
+        redact: Callable[[Message], str] | None,
+        mask: Callable[[str], str] | None,
+    ) -> None:
         self._backplane = backplane
         self._allow = allow
         self._redact = redact
         self._changes = Changes(backplane)
+        self._lists = Lists(backplane, mask)
         self._streams = 0
 
     def router(self) -> Router:
@@ -84,6 +94,8 @@ class _Routes:
                 *page_routes(),
                 Route("/api/session", self._session),
                 Route("/api/overview", self._overview),
+                Route("/api/channels", self._lists.channels),
+                Route("/api/connections", self._lists.connections),
                 Route("/api/stream", self._stream),
                 Route("/api/tail", self._allowed("tail", self._tail)),
                 Route("/api/publish", self._allowed("publish", changes.publish), methods=["POST"]),
@@ -109,19 +121,22 @@ class _Routes:
         return JSONResponse({"name": visitor_of(request).name})
 
     async def _overview(self, request: Request) -> Response:
-        return JSONResponse(await self._view(request))
-
-    async def _view(self, request: Request) -> dict[str, Any]:
-        you = {"name": visitor_of(request).name, "allow": sorted(self._allow)}
-        return {**await overview(self._backplane), "you": you}
+        try:
+            async with aclosing(overviews(self._backplane)) as all_of_them:
+                return JSONResponse({**await anext(all_of_them), **self._rights(request)})
+        except (BackplaneError, StopAsyncIteration) as error:
+            return JSONResponse({"detail": str(error) or "this worker ends"}, 503)
 
     async def _stream(self, request: Request) -> Response:
-        async def events() -> AsyncGenerator[tuple[str, Any] | None]:
-            while not (await self._backplane.health()).draining:
-                yield "overview", await self._view(request)
-                await asyncio.sleep(_EVERY_SECONDS)
+        return self._answer_with(self._events(request), request)
 
-        return self._answer_with(events(), request)
+    async def _events(self, request: Request) -> AsyncGenerator[tuple[str, Any] | None]:
+        async with aclosing(overviews(self._backplane)) as all_of_them:
+            async for overview in all_of_them:
+                yield "overview", {**overview, **self._rights(request)}
+
+    def _rights(self, request: Request) -> dict[str, Any]:
+        return {"you": {"name": visitor_of(request).name, "allow": sorted(self._allow)}}
 
     async def _tail(self, request: Request) -> Response:
         try:

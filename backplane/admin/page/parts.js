@@ -40,11 +40,11 @@ function Spark({ samples }) {
   const values = samples.filter((value) => Number.isFinite(value)).slice(-90);
   if (values.length < 2) return html`<svg class="spark" aria-hidden="true" viewBox="0 0 90 20"></svg>`;
   const most = Math.max(...values, 1e-9);
-  const x = (index) => 90 - (values.length - 1 - index);
+  const x = (index) => ((90 * index) / (values.length - 1)).toFixed(1);
   const y = (value) => 19 - (17 * value) / most;
   const line = values.map((value, index) => `${x(index)},${y(value).toFixed(1)}`).join(" ");
   return html`<svg class="spark" aria-hidden="true" viewBox="0 0 90 20" preserveAspectRatio="none">
-    <polygon points="${x(0)},20 ${line} 90,20" /><polyline points=${line} />
+    <polygon points="0,20 ${line} 90,20" /><polyline points=${line} />
   </svg>`;
 }
 
@@ -85,6 +85,12 @@ export function Chart({ title, unit, times, values, format }) {
   </figure>`;
 }
 
+/** From the first sample on, at least a minute and at most ten. */
+function lastMinutes(_, first, last) {
+  const now = last ?? Date.now() / 1000;
+  return [Math.max(Math.min(first ?? now, now - 60), now - 600), now];
+}
+
 function optionsOf(place, format) {
   const colour = (name) => getComputedStyle(place).getPropertyValue(name).trim();
   const font = `12px ${getComputedStyle(place).fontFamily}`;
@@ -96,7 +102,7 @@ function optionsOf(place, format) {
     padding: [10, 8, 0, 0],
     cursor: { show: false },
     legend: { show: false },
-    scales: { x: { range: (_, __, last) => [(last ?? Date.now() / 1000) - 600, last ?? Date.now() / 1000] }, y: { range: (_, least, most) => [Math.min(0, least ?? 0), most > 0 ? most * 1.15 : 1] } },
+    scales: { x: { range: lastMinutes }, y: { range: (_, least, most) => [Math.min(0, least ?? 0), most > 0 ? most * 1.15 : 1] } },
     axes: [times, { ...axis, size: 64, values: (_, ticks) => ticks.map(format) }],
     series: [{}, { stroke: colour("--mask"), fill: colour("--shade"), width: 2, points: { show: false } }],
   };

@@ -29,7 +29,7 @@ function row(worker, view, courses, open) {
   return [
     html`<tr key=${worker.id} class=${worker.state === "ended" ? "past" : ""}>
       <th scope="row"><a href=${to("workers", { open: worker.id })} onClick=${toggle} aria-expanded=${String(open)}>${visible(worker.worker)}</a>
-        ${worker.is_asked && html`<span class="id">serves this page</span>`}</th>
+        ${worker.id === view.asked_worker && html`<span class="id">serves this page</span>`}</th>
       <td><${State} state=${worker.state} /></td>
       <td><${Strip} states=${courses[worker.id]} now=${view.at} /></td>
       <td class="right">${count(worker.connections)}</td>
