@@ -45,6 +45,8 @@ async def overviews(backplane: Backplane) -> AsyncGenerator[dict[str, Any]]:
         return
     async with backplane.overviews(interval_seconds=_EVERY_SECONDS) as watched:
         async for overview in watched:
+            if (await backplane.health()).draining:
+                return
             about = {"is_cluster": True, "asked_worker": me[0].id if me else None}
             yield {**overview.to_json(), **_about(backplane), **about}
 

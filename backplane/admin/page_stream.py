@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import Response
 
-from backplane.web.event_format import HEADERS, HEARTBEAT, MEDIA_TYPE
+from backplane.web.event_format import HEADERS, MEDIA_TYPE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -28,6 +28,8 @@ Events = "AsyncGenerator[tuple[str, Any] | None]"
 _GIVE_UP_SECONDS: Final = 30.0
 _ASK_AGAIN_SECONDS: Final = 30.0
 _RETRY: Final = b"retry: 2000\n\n"
+# An event, and no comment: the page notices that its worker is gone by the silence.
+_ALIVE: Final = b"event: alive\ndata: {}\n\n"
 
 
 class PageStream(Response):
@@ -91,7 +93,7 @@ class PageStream(Response):
                                 break
                             ask_at = loop.time() + self._ask_again_seconds
                         patience.reschedule(loop.time() + self._give_up_seconds)
-                        await send(_body(HEARTBEAT if event is None else _encode(*event)))
+                        await send(_body(_ALIVE if event is None else _encode(*event)))
                         patience.reschedule(None)
                     await send(_body(b"", more=False))
             except (TimeoutError, OSError):  # it reads nothing, or is gone (ASGI, HTTP 2.4)

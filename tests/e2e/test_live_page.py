@@ -241,7 +241,7 @@ def test_tail_and_publish(visit: Visit, site: Site) -> None:
         page.get_by_role("button", name="Publish").click()
         assert client.recv(timeout=30) == "from the page"
         expect(page.get_by_text("Published to room")).to_be_visible()
-
+        expect(page.locator(".messages pre")).to_have_count(2)
         page.get_by_role("button", name="Pause").click()
         client.send("while paused")
         client.recv()
@@ -346,6 +346,7 @@ def test_accessibility(browser: Browser, site: Site, scheme: Any, width: int) ->
         _visiting(browser, site, **options) as visit,
     ):
         page = visit.open()
+        expect(page.get_by_text("All 2 workers are live.")).to_be_visible()
         for screen in SCREENS:
             page.goto(f"{site.address}/admin/#{screen}" + "?channel=room" * (screen == "tail"))
             expect(page.get_by_role("main", name=screen.title())).to_be_visible()

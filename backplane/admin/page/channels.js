@@ -13,7 +13,7 @@ const COLUMNS = [
   { label: "On workers", right: true },
   { label: "Messages / s", right: true, wide: true },
   { label: "Bytes / s", right: true, wide: true },
-  { label: "" },
+  { label: "Look into", right: true },
 ];
 
 export function Channels({ source: { view }, query }) {
@@ -32,7 +32,7 @@ export function Channels({ source: { view }, query }) {
   return html`<h1>Channels</h1>
     <${Filter} label="Name begins with" value=${prefix} onChange=${(text) => go("channels", { sort, prefix: text }, { replace: true })} />
     <${Missing} answer=${answer} error=${error} />
-    ${answer && html`<p class="quiet">${plural(answer.total, "channel")} with a subscriber, counted by worker${answer.rows.length < answer.total ? `; the ${count(answer.rows.length)} ${sort === "name" ? "of this page" : "with the most subscribers"} are shown` : ""}.</p>`}
+    ${answer && html`<p class="quiet">${plural(answer.total, "channel")} with a subscriber, counted by worker${answer.rows.length === LIMIT ? `; the ${count(answer.rows.length)} ${sort === "name" ? "of this page" : "with the most subscribers"} are shown` : ""}.</p>`}
     <${Table} caption="Channels" columns=${COLUMNS} rows=${rows} sort=${sort} onSort=${(key) => go("channels", { prefix, sort: key })}
       empty=${answer ? "No worker has a subscriber of such a channel." : "Asking the workers …"} />
     ${sort === "name" && html`<${Pages} after=${after} last=${answer?.rows.length === LIMIT ? answer.rows[LIMIT - 1].name : undefined} address=${(next) => to("channels", { prefix, sort, after: next })} />`}`;

@@ -29,8 +29,8 @@ function Page() {
   }, [screen]);
   const View = VIEWS[screen];
   return html`
-    <a class="skip" href="#${screen}" onClick=${(event) => { event.preventDefault(); main.current.focus(); }}>Skip to the content</a>
     <header>
+      <a class="skip" href="#main" onClick=${(event) => { event.preventDefault(); main.current.focus(); }}>Skip to the content</a>
       <div class="bar">
         <p class="brand"><strong>backplane</strong> <span class="quiet broker">${visible(source.view?.broker ?? "")}</span></p>
         <${Search} />
@@ -39,26 +39,29 @@ function Page() {
       <nav aria-label="Screens"><ul class="tabs">
         ${SCREENS.map((name) => html`<li><a href=${to(name)} aria-current=${name === screen ? "page" : undefined}>${TITLES[name]}</a></li>`)}
       </ul></nav>
-      <${Rail} workers=${source.view?.workers ?? []} />
+      <${Rail} view=${source.view} />
     </header>
-    <main ref=${main} tabindex="-1" aria-label=${TITLES[screen]}>
+    <main id="main" ref=${main} tabindex="-1" aria-label=${TITLES[screen]}>
       <${Alerts} source=${source} />
-      ${source.view ? html`<${View} source=${source} query=${query} />` : html`<p class="empty">Waiting for the first figures …</p>`}
+      ${source.view ? html`<${View} source=${source} query=${query} />` : html`<h1>${TITLES[screen]}</h1><p class="empty">Waiting for the first figures …</p>`}
     </main>`;
 }
 
-/** The edge of the header: each worker has a plug in it. */
-function Rail({ workers }) {
-  const alive = workers.filter(({ state }) => state !== "ended");
+/** The edge of the header: each worker has a plug in it; one that sends no figures has a loose one. */
+function Rail({ view }) {
+  const workers = view?.workers ?? [];
+  const missing = view?.missing ?? [];
   return html`<div class="rail"><ul aria-label="Workers">
-    ${alive.slice(0, MOST_PLUGS).map((worker) => {
+    ${workers.slice(0, MOST_PLUGS).map((worker) => {
       const [look, mark] = lookOf(worker.state);
       return html`<li key=${worker.id} class=${look}>
         <a href=${to("workers", { open: worker.id })} title=${`${visible(worker.worker)}: ${worker.state}`}>
-          <span aria-hidden="true">${look === "ok" ? "" : `${mark} `}</span>${worker.pid || "this"}<span class="unseen">, ${worker.state}</span>
+          <span aria-hidden="true">${look === "ok" ? "" : `${mark} `}</span>${worker.pid}<span class="unseen">, ${worker.state}</span>
         </a></li>`;
     })}
-    ${alive.length > MOST_PLUGS && html`<li class="more"><a href=${to("workers")}>+${alive.length - MOST_PLUGS}</a></li>`}
+    ${missing.slice(0, MOST_PLUGS).map((name) => html`<li key=${name} class="bad"><a href=${to("workers")} title=${`${visible(name)}: no figures`}>
+      <span aria-hidden="true">◌ </span>${visible(name).replace(/^.*\//, "").replace(/-.*$/, "")}<span class="unseen">, sends no figures</span></a></li>`)}
+    ${workers.length > MOST_PLUGS && html`<li class="more"><a href=${to("workers")}>+${workers.length - MOST_PLUGS}</a></li>`}
   </ul></div>`;
 }
 

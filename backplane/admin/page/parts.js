@@ -95,7 +95,7 @@ function optionsOf(place, format) {
   const colour = (name) => getComputedStyle(place).getPropertyValue(name).trim();
   const font = `12px ${getComputedStyle(place).fontFamily}`;
   const axis = { stroke: colour("--quiet"), font, grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
-  const times = { ...axis, grid: { show: false }, values: (_, ticks) => ticks.map((at) => clock(at).slice(0, -3)), space: 80 };
+  const times = { ...axis, grid: { show: false }, values: (_, ticks) => ticks.map((at) => (at % 60 ? clock(at) : clock(at).slice(0, -3))), space: 80, size: 28 };
   return {
     width: Math.floor(place.clientWidth) || 300,
     height: 180,
@@ -149,6 +149,20 @@ export function Strip({ states, now, seconds = 3600 }) {
       return html`<rect class=${live ? "ok" : "bad"} x=${x(from)} y=${live ? 3.5 : 0} width=${Math.max(x(until) - x(from), live ? 0 : 0.8)} height=${live ? 3 : 10} />`;
     })}
   </svg>`;
+}
+
+/** A list of names with bars, each as long as its value is beside the largest. */
+export function Bars({ title, items, format, empty, more }) {
+  const most = Math.max(...items.map(({ value }) => value), 1);
+  return html`<section class="bars" aria-label=${title}>
+    <h2>${title}</h2>
+    ${items.length === 0 && html`<p class="quiet">${empty}</p>`}
+    <ul>${items.map(({ key, name, href, value }) => html`<li key=${key}>
+      <${Name} text=${name} href=${href} /><span class="value">${format(value)}</span>
+      <svg aria-hidden="true" viewBox="0 0 100 4" preserveAspectRatio="none"><rect width=${(100 * value) / most} height="4" /></svg>
+    </li>`)}</ul>
+    ${more}
+  </section>`;
 }
 
 /** Text into the clipboard, where the browser allows it, else selected by hand. */

@@ -5,7 +5,7 @@ import { useEffect, useState } from "./preact.js";
 const KEPT = 300; // samples, one every 2 seconds
 const KEPT_LOG = 1000;
 const KEPT_STATES = 200;
-const SILENT_MS = 8000; // the worker sends every 2 seconds
+const SILENT_MS = 20_000; // a worker sends something every 5 seconds
 const RETRY_MS = 3000;
 
 /** What every screen reads. `connection`: connecting, live, lost, or refused, after which only a reload helps. */
@@ -55,7 +55,7 @@ export function listen(path, handlers, onState) {
 
   function open() {
     stream = new EventSource(path);
-    for (const [name, handler] of Object.entries(handlers)) {
+    for (const [name, handler] of Object.entries({ alive: () => {}, ...handlers })) {
       stream.addEventListener(name, (event) => {
         alive();
         handler(JSON.parse(event.data));

@@ -15,10 +15,14 @@ const COLUMNS = [
 
 export function Workers({ source: { view, courses }, query }) {
   const rows = view.workers.map((worker) => row(worker, view, courses, [worker.id, worker.worker].includes(query.open)));
+  for (const name of view.missing) rows.push(silent(name));
   return html`<h1>Workers</h1>
     ${!view.is_cluster && html`<p class="hint">This is the one worker that serves this page. With <code>Backplane(cluster=True)</code> in each worker all of them are shown.</p>`}
     <${Table} caption="Workers" columns=${COLUMNS} rows=${rows} empty="No worker is known yet." />`;
 }
+
+const silent = (name) => html`<tr key=${name} class="past"><th scope="row">${visible(name)}</th>
+  <td><${State} state="silent">no figures<//></td><td colspan=${COLUMNS.length - 2}>Its heartbeats arrive, and it sends no figures.</td></tr>`;
 
 function row(worker, view, courses, open) {
   const toggle = (event) => {

@@ -1,0 +1,54 @@
+"""`backplane.admin.lists`: channels and connections as the page asks for them."""
+
+from __future__ import annotations
+
+import pytest
+
+from backplane import Backplane
+from tests.unit.admin.kit import browsing
+from tests.unit.asgi_client import Client
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_lists() -> None:
+    """The channels with their subscribers, and the connections with their users, of which `mask` shows a part."""
+    async with (
+        Backplane("memory://", cluster=True) as backplane,
+        browsing(backplane, mask=lambda user: user[:1] + "…") as client,
+        backplane.connect(Client().websocket, "<b>", client_key="ada") as ada,
+        backplane.connect(Client().websocket, "<b>", "other"),
+    ):
+        page = (await client.get("api/channels", params={"prefix": "<", "limit": "10", "after": ""})).json()
+        assert [(row["name"], row["subscribers"]) for row in page["rows"]] == [("<b>", 2)]
+        assert (page["asked"], page["answered"], page["missing"]) == (1, 1, [])
+        page = (await client.get("api/connections", params={"client": "ada"})).json()
+        assert [(row["id"], row["user"]) for row in page["rows"]] == [(ada.id, "a…")]
+        page = (await client.get("api/connections", params={"channel": "other"})).json()
+        assert [row["user"] for row in page["rows"]] == [None]
+
+
+@pytest.mark.parametrize(
+    ("path", "detail"),
+    [
+        ("api/channels?limit=x", "limit must be a whole number"),
+        ("api/channels?limit=1000000", "limit must be at most"),
+        ("api/channels?sort=size", "sort must be one of"),
+        ("api/connections?after=x", "after takes the position"),
+        ("api/connections?limit=-1", "limit must be a whole number"),
+    ],
+)
+async def test_question_that_cannot_be_answered(path: str, detail: str) -> None:
+    """An option that cannot be used is 400, with what is wrong."""
+    async with Backplane("memory://", cluster=True) as backplane, browsing(backplane) as client:
+        response = await client.get(path)
+        assert (response.status_code, detail in response.json()["detail"]) == (400, True), response.text
+
+
+async def test_lists_without_a_cluster_or_a_start() -> None:
+    """Where workers do not know each other the answer states what is needed; one that is not started answers 503."""
+    async with Backplane("memory://") as backplane, browsing(backplane) as client:
+        response = await client.get("api/channels")
+        assert (response.status_code, "cluster=True" in response.json()["detail"]) == (400, True)
+    async with browsing(Backplane("memory://", cluster=True)) as client:
+        assert (await client.get("api/connections")).status_code == 503
