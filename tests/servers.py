@@ -12,7 +12,7 @@ from tests.brokers.process import free_port, wait_until
 from tests.server_process import ServerProcess, server_process
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Mapping
+    from collections.abc import Collection, Generator, Mapping, Sequence
 
 __all__ = ["COMMANDS", "WORKERS", "Server", "serving"]
 
@@ -27,18 +27,23 @@ _HEALTHCHECK_SECONDS = "15"
 
 COMMANDS = {
     "gunicorn": (
-        *("gunicorn", "app:app", "--worker-class", "uvicorn_worker.UvicornWorker"),
+        *("gunicorn", "{app}:app", "--worker-class", "uvicorn_worker.UvicornWorker"),
         *("--workers", "{workers}", "--log-level", "warning"),
         *("--keep-alive", _KEEP_ALIVE_SECONDS, "--bind", "127.0.0.1:{port}"),
     ),
     "uvicorn": (
-        *("uvicorn", "app:app", "--workers", "{workers}", "--log-level", "warning"),
+        *("uvicorn", "{app}:app", "--workers", "{workers}", "--log-level", "warning"),
         *("--ws", "backplane.server.uvicorn:DirectLaneProtocol"),
         *("--timeout-keep-alive", _KEEP_ALIVE_SECONDS, "--timeout-worker-healthcheck", _HEALTHCHECK_SECONDS),
         *("--host", "127.0.0.1", "--port", "{port}"),
     ),
+    "granian": (
+        *("granian", "{app}:app", "--interface", "asgi", "--workers", "{workers}", "--log-level", "warning"),
+        *("--host", "127.0.0.1", "--port", "{port}"),
+    ),
+    "hypercorn": ("hypercorn", "{app}:app", "--workers", "{workers}", "--bind", "127.0.0.1:{port}"),
 }
-"""How a server is started, by its name; `{port}` and `{workers}` are filled in.
+"""How a server is started, by its name; `{app}`, `{port}` and `{workers}` are filled in.
 
 Gunicorn runs without the direct lane and Uvicorn with it, so that tests under both cover both.
 """
@@ -118,15 +123,23 @@ class Server:
 
 @contextmanager
 def serving(
-    name: str, broker_url: str, folder: Path, *, workers: int = WORKERS, environment: Mapping[str, str] | None = None
+    name: str,
+    broker_url: str,
+    folder: Path,
+    *,
+    workers: int = WORKERS,
+    environment: Mapping[str, str] | None = None,
+    app: str = "app",
+    options: Sequence[str] = (),
 ) -> Generator[Server]:
-    """Run `tests/e2e/app.py` under the server `name` of `COMMANDS`, entered when every worker answers.
+    """Run a module of `tests/e2e` under the server `name` of `COMMANDS`, entered when every worker answers.
 
     At the end the server must end within 30 s of SIGTERM and must not have logged a traceback. An error of the block
     shows the log.
     """
     port = free_port()
-    command = [sys.executable, "-m", *(part.format(port=port, workers=workers) for part in COMMANDS[name])]
+    parts = (part.format(port=port, workers=workers, app=app) for part in COMMANDS[name])
+    command = [sys.executable, "-m", *parts, *options]
     variables = {"BACKPLANE_URL": broker_url, **(environment or {})}
     with server_process(command, folder, cwd=_APP_FOLDER, name=name, environment=variables) as process:
         yield Server(process, port, workers)

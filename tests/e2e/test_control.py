@@ -6,8 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from pathlib import Path
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -15,13 +14,14 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.brokers.process import free_port
+from tests import servers
 from tests.e2e.brokers import by_default_on
-from tests.server_process import server_process
-from tests.servers import COMMANDS, WORKERS, Server
+from tests.servers import WORKERS, Server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Mapping
+    from contextlib import AbstractContextManager
+    from pathlib import Path
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(150)]
 
@@ -55,16 +55,11 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
     return "asyncio", {"use_uvloop": True}
 
 
-@contextmanager
-def serving(name: str, url: str, folder: Path, environment: Mapping[str, str] | None = None) -> Generator[Server]:
+def serving(
+    name: str, url: str, folder: Path, environment: Mapping[str, str] | None = None
+) -> AbstractContextManager[Server]:
     """Run the application of commands on four workers."""
-    port = free_port()
-    parts = ["control_app:app" if part == "app:app" else part for part in COMMANDS[name]]
-    command = [sys.executable, "-m", *(part.format(port=port, workers=WORKERS) for part in parts)]
-    variables = {"BACKPLANE_URL": url, **(environment or {})}
-    folder_of_app = Path(__file__).parent
-    with server_process(command, folder, cwd=folder_of_app, name=name, environment=variables) as process:
-        yield Server(process, port, WORKERS)
+    return servers.serving(name, url, folder, environment=environment, app="control_app")
 
 
 async def get(server: Server, path: str, **query: float) -> Any:
