@@ -19,7 +19,7 @@ UV := UV_PYTHON_DOWNLOADS=never $(BIN)/uv
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command "make lock" --no-emit-package fastapi-backplane
 
-.PHONY: help demo brokers test test-unit chaos check coverage format docs docs-serve bench bench-full competitors types sdk wheel-test lowest lock clean
+.PHONY: help demo brokers test test-unit chaos check coverage format docs docs-serve dashboard bench bench-full competitors types sdk wheel-test lowest lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -59,6 +59,9 @@ format: $(VENV)/.installed-dev ## Format, and mend what the linter can
 
 docs: $(VENV)/.installed-dev ## Build the documentation site into site/; a dead link, a dead anchor or a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
+
+dashboard: $(VENV)/.installed-dev ## Make the dashboard of examples/observability for Grafana anew
+	$(BIN)/python examples/observability/grafana/dashboard.py
 
 docs-serve: $(VENV)/.installed-dev ## Serve the documentation on port 8000, built anew at each change; ARGS="-a localhost:9000"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --watch backplane --watch adapters --watch mkdocs_hooks $(ARGS)

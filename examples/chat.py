@@ -15,7 +15,7 @@ from fastapi import FastAPI, Path, Query, WebSocket
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, StringConstraints
 
-from backplane import Backplane, BackplaneError, Gap, History, Limits
+from backplane import Backplane, BackplaneError, Gap, History, Limits, Settings, metrics_routes
 from backplane.client_routes import client_routes
 from backplane.health_routes import health_routes
 
@@ -47,6 +47,7 @@ def stay(_: Gap) -> None:
 
 
 backplane = Backplane(
+    settings=Settings(max_connections=5_000),  # what the memory of its pod holds: examples/kubernetes
     limits=Limits(max_messages_per_second=10, max_message_bytes=8192),
     history={"rooms:*": History(max_messages=200, max_age_seconds=24 * 3600)},
     on_gap=stay,
@@ -54,6 +55,7 @@ backplane = Backplane(
 rooms = backplane.channel("rooms:{room}", Line)
 app = FastAPI(lifespan=backplane.lifespan)
 app.mount("/health", health_routes(backplane))
+app.add_route("/metrics", metrics_routes(backplane))
 app.mount("/backplane", client_routes())  # the script of the page
 
 

@@ -47,6 +47,8 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
         "health-and-metrics",
         "metrics",
         "live-page",
+        "monitoring",
+        "runbook",
         "sizing",
         "scale",
         "history",

@@ -92,7 +92,7 @@ class StartKafka(Protocol):
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--chaos=full`, which runs what is marked `full`, too, and `--measured`, which divides the suite in two."""
     parser.addoption(
-        "--chaos", choices=("short", "full"), default="short", help="how much of tests/chaos and tests/sdk"
+        "--chaos", choices=("short", "full"), default="short", help="how much of tests/chaos, tests/sdk and others"
     )
     parser.addoption("--measured", choices=("only", "rest"), help="run what `make coverage` runs, or all the rest")
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from pathlib import Path
 
-__all__ = ["Prometheus", "prometheus", "prometheus_program"]
+__all__ = ["Prometheus", "configured_prometheus", "prometheus", "prometheus_program"]
 
 _CONFIG = """
 global:
@@ -52,22 +52,36 @@ class Prometheus:
 
     def query(self, expression: str) -> dict[str, float]:
         """Return the present value of each series of an expression, by its label `worker`, or by nothing."""
+        return {labels.get("worker", ""): value for labels, value in self.series(expression)}
+
+    def series(self, expression: str) -> list[tuple[dict[str, str], float]]:
+        """Return the present series of an expression, each with its labels and its value."""
         response = httpx2.get(f"{self._url}/api/v1/query", params={"query": expression}, timeout=20, trust_env=False)
         answer: dict[str, Any] = json.loads(response.text)
         assert answer["status"] == "success", answer
-        return {series["metric"].get("worker", ""): float(series["value"][1]) for series in answer["data"]["result"]}
+        result = answer["data"]["result"]
+        if answer["data"]["resultType"] == "scalar":
+            return [({}, float(result[1]))]
+        return [(series["metric"], float(series["value"][1])) for series in result]
 
-    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+    def wait_until(self, condition: Callable[[], bool], what: str, *, seconds: float = 60) -> None:
         """Wait until `condition` holds, which asks this Prometheus. Blocks."""
-        self._process.wait_until(condition, what, seconds=60)
+        self._process.wait_until(condition, what, seconds=seconds)
 
 
 @contextmanager
 def prometheus(target: int, folder: Path, *, interval: str = "2s") -> Generator[Prometheus]:
     """Run a Prometheus that scrapes `/metrics` of a port of this host, entered when it answers."""
+    with configured_prometheus(_CONFIG.format(target=target, interval=interval), folder) as started:
+        yield started
+
+
+@contextmanager
+def configured_prometheus(configuration: str, folder: Path) -> Generator[Prometheus]:
+    """Run a Prometheus with this configuration, entered when it answers."""
     program, port = prometheus_program("prometheus"), free_port()
     config = folder / "prometheus.yml"
-    config.write_text(_CONFIG.format(target=target, interval=interval))
+    config.write_text(configuration)
     command = [
         program,
         f"--config.file={config}",

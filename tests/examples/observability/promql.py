@@ -7,10 +7,20 @@ from typing import TYPE_CHECKING
 
 from promql_parser import BinaryExpr, Call, Expr, ParenExpr, VectorSelector, parse, walk
 
+from backplane.metrics.table import METRICS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["metrics_of", "valued_parts"]
+__all__ = ["KNOWN", "filled", "metrics_of", "valued_parts"]
+
+_SUFFIXES = {"histogram": ("_bucket", "_count", "_sum"), "counter": ("",), "gauge": ("",)}
+
+KNOWN = {metric.name + suffix for metric in METRICS for suffix in _SUFFIXES[metric.kind]} | {
+    "backplane_scrape_workers_missing",
+    "backplane_worker_up",
+}
+"""The series that a scrape has: those of the table, and what is known of workers that did not answer."""
 
 _SETS = {"and", "or", "unless"}
 _COMPARISON = re.compile(r"\s(==|!=|<=|>=|<|>)\s(?!bool)")  # a matcher of a label has no blanks
@@ -31,6 +41,11 @@ def metrics_of(expression: str) -> set[str]:
 
     walk(parse(expression), visit)
     return names
+
+
+def filled(expression: str) -> str:
+    """Return an expression of the dashboard with what Grafana would put in place of its variables."""
+    return expression.replace("$__rate_interval", "1m").replace("$job", ".*").replace("$instance", ".*")
 
 
 def valued_parts(expression: str) -> list[str]:

@@ -120,8 +120,8 @@ def test_adapter_makes_the_metric_of_the_hpa() -> None:
     (rule,) = load("prometheus-adapter.yaml")["rules"]["custom"]
     (metric,) = load("hpa.yaml")["spec"]["metrics"]
     assert metrics_of(rule["seriesQuery"]) == {metric["pods"]["metric"]["name"]}
-    filled: str = rule["metricsQuery"]
+    query: str = rule["metricsQuery"]
     names = {"GroupBy": "pod", "Series": "backplane_connections", "LabelMatchers": 'pod="chat-1"'}
     for name, value in names.items():
-        filled = filled.replace(f"<<.{name}>>", value)
-    assert metrics_of(filled) == {"backplane_connections"}
+        query = query.replace(f"<<.{name}>>", value)
+    assert metrics_of(query) == {"backplane_connections"}
