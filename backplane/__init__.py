@@ -42,6 +42,8 @@ from backplane.errors import (
     TooManyPresentError,
     WrongLoopError,
 )
+from backplane.explain.evidence import ClientEvidence, EndedClient, RefusedJoin, WorkerEvidence
+from backplane.explain.explanation import Explanation, Finding
 from backplane.exporters.metrics_routes import MetricsEndpoint, metrics_routes
 from backplane.exporters.opentelemetry import instrument_metrics
 from backplane.exporters.prometheus import BackplaneCollector
@@ -85,6 +87,7 @@ __all__ = [
     "ChannelOverview",
     "ChannelRow",
     "Client",
+    "ClientEvidence",
     "CloseCode",
     "ClosedError",
     "ConfigurationError",
@@ -93,7 +96,10 @@ __all__ = [
     "ConnectionList",
     "ConnectionOrder",
     "ConnectionRow",
+    "EndedClient",
     "Envelope",
+    "Explanation",
+    "Finding",
     "FullPolicy",
     "Gap",
     "Health",
@@ -134,6 +140,7 @@ __all__ = [
     "PublishOutcomeUnknownError",
     "Receipt",
     "RefusedError",
+    "RefusedJoin",
     "Settings",
     "SlowConsumer",
     "SlowConsumerError",
@@ -149,6 +156,7 @@ __all__ = [
     "TypedChannel",
     "Who",
     "Worker",
+    "WorkerEvidence",
     "WorkerOverview",
     "WrongLoopError",
     "instrument_metrics",

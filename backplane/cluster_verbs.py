@@ -13,16 +13,19 @@ from backplane.connection.connection import Connection
 from backplane.control.commands import data_arguments
 from backplane.control.messages import Selector
 from backplane.errors import ConfigurationError, InvalidDataError
+from backplane.explain.evidence import MAX_NAME, Question
 from backplane.fanout.codec import to_client_data
 from backplane.option_checks import check_number
 from backplane.presence_types import check_user
 from backplane.stats.queries import ChannelQuery, ConnectionQuery
+from backplane.worker.witness import ask_why
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
     from backplane.cluster_types import Answers, Worker
     from backplane.control.surveys import SurveyHandler, Surveys
+    from backplane.explain.explanation import Explanation
     from backplane.presence.watch import PresenceWatch
     from backplane.presence_types import PresenceView
     from backplane.stats.lists import ChannelList, ConnectionList
@@ -175,6 +178,50 @@ class ClusterVerbs:
         check_number("timeout_seconds", timeout_seconds)
         query = ConnectionQuery(channel=channel, client=client, sort=sort, limit=limit, after=after)
         return await self._lifecycle.running().members().lists.connections(query, worker, timeout_seconds)
+
+    # --- one client ---
+
+    async def explain(
+        self,
+        *,
+        channel: str,
+        client: Connection | str | None = None,
+        test: bool = True,
+        timeout_seconds: float = 2.0,
+    ) -> Explanation:
+        """Find out why a client does not receive a channel: ask every worker, and follow a message on its way.
+
+        A test message is published on the channel. It takes the way of any other; no client, stream, subscription or
+        history gets it. Each worker with a subscriber waits for it, half of the time at most, and states what it knows
+        of the client and the channel. The first fault on the way is the verdict, with what to do about it.
+
+        It sees as far as the server's socket: what a proxy or the client itself does with a message is not known. Of
+        clients that have ended and of joins that were refused a worker remembers the last 200. Each worker answers five
+        questions a second.
+
+        Args:
+            channel: The channel.
+            client: A connection, its id or at least the first four digits of it; the id of an event stream; or a user
+                or `client_key`. Defaults to any client: then the channel alone is looked at.
+            test: Whether a test message is published. Defaults to `True`; `Settings(path_test=False)` prevents it.
+            timeout_seconds: How long to wait for the workers. Defaults to 2.
+
+        Raises:
+            InvalidChannelError: The name is not legal.
+            InvalidDataError: `client` is empty, or longer than 512 characters.
+            ConfigurationError: Without `cluster`, or `timeout_seconds` is not a number more than 0.
+            BrokerUnavailableError, PublishError: The question could not be published. A test message that could not is
+                stated in the explanation.
+            PublishOutcomeUnknownError: The link ended, or time ran out, before the broker's answer.
+            NotStartedError, ClosedError: The backplane is not running.
+            WrongLoopError: It runs in another event loop, thread or process.
+        """
+        check_number("timeout_seconds", timeout_seconds)
+        asked: object = client.id if isinstance(client, Connection) else client
+        if asked is not None and not (isinstance(asked, str) and 0 < len(asked) <= MAX_NAME):
+            raise InvalidDataError(f"client is a connection, an id, a user or a client_key, not {asked!r:.100}")
+        question = Question(channel=validate_channel(channel), client=asked)
+        return await ask_why(self._lifecycle.running(), question, test=test, seconds=timeout_seconds)
 
     # --- workers and surveys ---
 

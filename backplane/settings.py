@@ -16,7 +16,12 @@ Start = Literal["strict", "lazy"]
 Outage = Literal["raise", "buffer"]
 """`raise`: `publish` waits for the broker, then raises. `buffer`: it keeps the message and sends it later."""
 
-_CHOICES: Final = {"start": get_args(Start), "outage": get_args(Outage), "refuse_after_accept": (False, True)}
+_CHOICES: Final = {
+    "start": get_args(Start),
+    "outage": get_args(Outage),
+    "refuse_after_accept": (False, True),
+    "path_test": (False, True),
+}
 
 
 @refuse_unknown_options
@@ -69,6 +74,9 @@ class Settings:
             3.
         worker_down_seconds: How long no heartbeat of a worker may be received before it counts as ended; at least 3.3
             times the time between two of them. Every worker must have the same. Defaults to 10.
+        path_test: Whether `Backplane.explain` publishes a test message on the channel that it is asked about. No client
+            receives it; a program of another kind that is subscribed to the channel receives 33 bytes, and on Kafka it
+            is a record of the topic. Defaults to `True`.
         max_recall_messages: Most messages of a kept channel that are given back at once, to this worker after a lost
             link or to a client that comes back; what missed more is notified of a gap. Defaults to 1,000.
         max_recall_bytes: Most bytes, likewise. Defaults to 4 MiB.
@@ -103,6 +111,7 @@ class Settings:
     max_connections: int | None = None
     worker_heartbeat_seconds: float = 3.0
     worker_down_seconds: float = 10.0
+    path_test: bool = True
     max_recall_messages: int = 1_000
     max_recall_bytes: int = 4 * 1024 * 1024
     recall_timeout_seconds: float = 2.0

@@ -49,6 +49,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
         "live-page",
         "monitoring",
         "runbook",
+        "why",
         "sizing",
         "scale",
         "history",

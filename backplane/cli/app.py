@@ -21,6 +21,7 @@ from backplane.cli.run import run
 from backplane.cli.survey import survey
 from backplane.cli.tail import tail
 from backplane.cli.terminal import discard_output, err, visible
+from backplane.cli.why import why
 from backplane.cli.workers import workers
 
 __all__ = ["app", "main"]
@@ -64,5 +65,5 @@ def backplane_command(
     """Pub/sub backplane for FastAPI and Starlette WebSockets."""
 
 
-for _command in (demo, run, check, publish, tail, workers, present, disconnect, survey, bench):
+for _command in (demo, run, check, publish, tail, workers, present, disconnect, survey, why, bench):
     app.command()(_command)

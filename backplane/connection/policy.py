@@ -117,6 +117,7 @@ class ConnectionPolicy:
         on_slow: Called for each slow client.
         reload_delay: Draws after how long one of many clients is closed, at a gap or because the broker failed.
         close_seconds: How long the flush before a close frame may take, and the close frame itself.
+        on_join_failed: Called with the client, the channel and the error of each join that was refused, or failed.
         keepalive: The timer of all connections.
         turns: The closes that wait for their turn.
         statistics: Where what happens is counted.
@@ -131,6 +132,7 @@ class ConnectionPolicy:
     on_slow: OnSlow | None = None
     reload_delay: Callable[[], float] = float
     close_seconds: float = 1.0
+    on_join_failed: Callable[[Client, str, Exception], None] | None = None
     keepalive: KeepaliveScheduler = field(default_factory=KeepaliveScheduler)
     turns: Turns = field(default_factory=Turns)
     statistics: Counters = field(default_factory=Counters)
@@ -187,6 +189,11 @@ class ConnectionPolicy:
             self.statistics.refused_joins += 1
             self.bursts.log(logger, logging.WARNING, "authorize refused %r to %s %s", channel, client.kind, client.id)
             raise JoinRefusedError(f"this client may not join channel {channel!r}")
+
+    def join_failed(self, client: Client, channel: str, error: Exception) -> None:
+        """Pass on that a join was refused, or could not be made."""
+        if self.on_join_failed is not None:
+            self.on_join_failed(client, channel, error)
 
     async def _in_time(self, answer: Awaitable[bool], channel: str) -> bool:
         deadline = asyncio.timeout(self.authorize_timeout_seconds)

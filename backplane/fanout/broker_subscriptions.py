@@ -64,7 +64,7 @@ class BrokerSubscriptions:
         self._confirmations: dict[str, asyncio.Future[None]] = {}  # what `acquire` waits for
         # What is known of the broker on the present link.
         self._confirmed: set[str] = set()
-        self._refused: set[str] = set()
+        self._refused: dict[str, str] = {}  # with the reason
         self._resumed: set[str] = set()  # delivered since the link was resumed, though not confirmed yet
         self._unconfirmed = UnconfirmedChannels(self._subscribe_again)
         self._suspects = SuspectChannels()
@@ -90,6 +90,10 @@ class BrokerSubscriptions:
     def confirmed(self) -> Collection[str]:
         """The channels that the broker has confirmed on the present link."""
         return self._confirmed
+
+    def refusal(self, channel: str) -> str | None:
+        """Return why the broker has refused a wanted channel on the present link; `None` where it has not."""
+        return self._refused.get(channel)
 
     @property
     def needs_verified_link(self) -> bool:
@@ -156,9 +160,10 @@ class BrokerSubscriptions:
 
         Isolated channels are subscribed by `run` once the link is live: they must not keep it from getting there.
         """
-        self._refused = {channel for channel in self._wanted if self._suspects.is_quarantined(channel)}
-        isolated = {channel for channel in self._wanted - self._refused if self._suspects.is_isolated(channel)}
-        self._to_subscribe = dict.fromkeys(self._wanted - self._refused - isolated)
+        self._refused = {channel: _QUARANTINED for channel in self._wanted if self._suspects.is_quarantined(channel)}
+        allowed = self._wanted - self._refused.keys()
+        isolated = {channel for channel in allowed if self._suspects.is_isolated(channel)}
+        self._to_subscribe = dict.fromkeys(allowed - isolated)
         self._resumed = set(resumed)
         self._to_unsubscribe = dict.fromkeys(channel for channel in resumed if channel not in self._wanted)
         self._postpone(dict.fromkeys(isolated, "the link to the broker ended while it was subscribed"))
@@ -196,9 +201,11 @@ class BrokerSubscriptions:
 
     def retry_refused(self) -> None:
         """Subscribe once more to what the broker refused on this link; its rules may have changed."""
-        again = {channel for channel in self._refused & self._wanted if not self._suspects.is_quarantined(channel)}
+        refused = self._refused.keys() & self._wanted
+        again = {channel for channel in refused if not self._suspects.is_quarantined(channel)}
         if again:
-            self._refused -= again
+            for channel in again:
+                del self._refused[channel]
             self._subscribe_again(again)
 
     def close(self) -> None:
@@ -217,7 +224,7 @@ class BrokerSubscriptions:
         """The linger time of `channel` is over."""
         del self._lingering[channel]
         self._wanted.discard(channel)
-        self._refused.discard(channel)
+        self._refused.pop(channel, None)
         self._unconfirmed.discard(channel)
         self._to_subscribe.pop(channel, None)
         self._settle(
@@ -279,7 +286,7 @@ class BrokerSubscriptions:
         self._resumed.discard(channel)
         if channel in self._wanted:
             self._to_subscribe.pop(channel, None)
-            self._refused.discard(channel)
+            self._refused.pop(channel, None)
             self._confirmed.add(channel)
             self._settle(channel, None)
         else:  # dropped while the broker was being asked
@@ -291,7 +298,7 @@ class BrokerSubscriptions:
             self._unconfirmed.discard(channel)
             self._to_subscribe.pop(channel, None)
             self._resumed.discard(channel)
-            self._refused.add(channel)
+            self._refused[channel] = reason
             self._settle(channel, SubscribeError({channel: reason}))
         if refused:
             self.on_refused(refused)

@@ -115,6 +115,11 @@ class Outbox:
             return None
         return replace(self._backlog, when_full=when_full or "latest", latest_by=latest_by)
 
+    def when_full(self, channel: str) -> FullPolicy:
+        """Return what happens to a message of a channel that does not fit."""
+        of_channels = self._of_channels or {}
+        return of_channels.get(channel, self._backlog).when_full
+
     def set_policy(self, channel: str, policy: Backlog | None) -> None:
         """Give one channel a policy of its own; `None` takes it away."""
         if policy is not None:

@@ -33,6 +33,9 @@ class JoinRules(Protocol):
     async def check_authorized(self, client: Any, channel: str, /) -> None:
         """Check that `client` may join `channel`; raises `JoinRefusedError` or `AuthorizeTimeoutError`."""
 
+    def join_failed(self, client: Any, channel: str, error: Exception, /) -> None:
+        """Take note that a join was refused, or could not be made."""
+
 
 class BaseSubscriber(ABC):
     """A subscriber of the hub, of any number of channels.
@@ -145,6 +148,15 @@ class BaseSubscriber(ABC):
         position = position_in(since, channel)
         check_rewind(rewind, self._hub.rules)
         self._check_attached()
+        client = self._client  # it can have ended when this fails
+        try:
+            await self._enter(channel, position, rewind, is_permitted)
+        except Exception as error:
+            if self._rules is not None:
+                self._rules.join_failed(client, channel, error)
+            raise
+
+    async def _enter(self, channel: str, position: str | None, rewind: int, is_permitted: bool) -> None:
         if self._rules is not None:
             self._rules.check_channels(self._client, len(self._channels) + (channel not in self._channels))
             if not is_permitted:

@@ -211,6 +211,11 @@ class EventStream(Subscription):
     def _is_admitted(self) -> bool:
         return self._has_begun
 
+    @property
+    def closed_with(self) -> tuple[int, str] | None:
+        """`None`: there is no close code in HTTP."""
+        return None
+
     def retire(self, code: int, reason: str, /) -> None:
         """End: the worker drains. There is no close code in HTTP."""
         self.end()

@@ -12,6 +12,7 @@ from backplane.close_codes import CloseCode
 from backplane.concurrency.paced import PacedCalls
 from backplane.control.client_index import ControlledClient
 from backplane.errors import ClosedError, TooManyConnectionsError
+from backplane.explain.recollection import Recollection
 from backplane.log_bursts import place_of
 from backplane.worker.shutdown import stagger_window
 
@@ -59,6 +60,16 @@ class LocalClient(ControlledClient, Protocol):
         """What waits for it."""
         ...
 
+    @property
+    def kind(self) -> str:
+        """`connection` or `event stream`."""
+        ...
+
+    @property
+    def closed_with(self) -> tuple[int, str] | None:
+        """With which code and reason this side closed it; `None` where it did not, or there is none."""
+        ...
+
     def retire(self, code: int, reason: str, /) -> None:
         """Begin to close, after what already waits for the client."""
 
@@ -70,6 +81,7 @@ class ClientRegistry:
         max_connections: Most clients of this worker; `None` is no limit.
         counters: Where refused clients are counted.
         bursts: How refused clients are logged: many can be refused at once.
+        recollection: What remembers the clients that have ended.
 
     Attributes:
         is_draining: No client is accepted any more.
@@ -77,8 +89,15 @@ class ClientRegistry:
         index: The clients by user, for commands; `None` where there are none.
     """
 
-    def __init__(self, max_connections: int | None, counters: Counters, bursts: LogBursts) -> None:
+    def __init__(
+        self,
+        max_connections: int | None,
+        counters: Counters,
+        bursts: LogBursts,
+        recollection: Recollection | None = None,
+    ) -> None:
         self._max_connections = max_connections
+        self._recollection = recollection or Recollection()
         self._counters = counters
         self._bursts = bursts
         self.is_draining: bool = False
@@ -150,8 +169,11 @@ class ClientRegistry:
         """
         if client in self._keys:
             self._ended += 1
+            user = client.user
             if self.index is not None:
+                user = self.index.user_of(client.id)
                 self.index.discard(client)
+            self._recollection.ended(client, user, client.closed_with)
             when_gone(partial(self._transport_gone, self._keys.pop(client)))
         if not self._keys:
             self._emptied.set()

@@ -27,9 +27,12 @@ from backplane.stats.publisher import WATCH, StatsPublisher
 from backplane.stats.reader import StatsReader
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from backplane.broadcaster import Broadcaster
     from backplane.broker.link_state import LinkState
     from backplane.cluster.bus import ClusterBus
+    from backplane.control.messages import Command
     from backplane.control.surveys import Surveys
     from backplane.fanout.hub import Hub
     from backplane.log_bursts import LogBursts
@@ -141,6 +144,10 @@ class Cluster:
         self._watches: dict[PresenceWatch | Overviews, None] = {}
         # Of the clients without a user, which can be notified all the same.
         self._unnamed = Attendance(self._agent, self._frames, rules, None) if rules else None
+
+    def add_question(self, kind: str, answer: Callable[[Command], Coroutine[Any, Any, Any]]) -> None:
+        """Answer commands of one more kind."""
+        self._commands.add_slow_kind(kind, answer)
 
     # --- the life of the worker ---
 

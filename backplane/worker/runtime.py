@@ -33,6 +33,8 @@ from backplane.errors import (
     PublishError,
     PublishOutcomeUnknownError,
 )
+from backplane.explain.path_tests import PathTests
+from backplane.explain.recollection import Recollection
 from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.codec import encode, encode_path_test
 from backplane.fanout.hub import Hub
@@ -49,6 +51,8 @@ from backplane.worker.health import Health
 from backplane.worker.publish_outcome import count_failed_publish
 from backplane.worker.shutdown import stagger_window
 from backplane.worker.stats import RuntimeStats
+from backplane.worker.witness import KIND as WHY
+from backplane.worker.witness import make_witness
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +61,7 @@ if TYPE_CHECKING:
     from backplane.broker.link_state import LinkState, StateChange
     from backplane.broker.publisher import Publisher
     from backplane.concurrency.affinity import LoopAffinity
-    from backplane.connection.policy import Authorize, OnGap, OnSlow
+    from backplane.connection.policy import Authorize, Client, OnGap, OnSlow
     from backplane.fanout.subscription import Subscription
     from backplane.history_rules import History, HistoryRules
     from backplane.message import HistoryPage, Position, Receipt
@@ -112,6 +116,10 @@ class Runtime:
         prefix: What the adapter puts before the name of each channel; empty where it has no such option.
         clients: The WebSockets and event streams of this worker.
         policy: What applies to a client that is given no options of its own.
+        recollection: The clients that have ended and the joins that were refused lately.
+        path_tests: The path tests that have arrived.
+        broker_url: The broker's URL, its password masked.
+        broker_prefix: What the names of channels have before them on the broker.
         waiting: What waits in the outboxes of this worker's subscribers.
         stalls: How long the event loop was blocked.
         subscriptions: The subscriptions of the application (`Backplane.subscribe`).
@@ -168,6 +176,8 @@ class Runtime:
         )
         self.hub.tracer = tracer
         self.tracer: MessageTracer | None = tracer
+        self.path_tests: PathTests = PathTests()
+        self.hub.on_path_test = self.path_tests.arrived
         self.affinity: LoopAffinity = self.hub.affinity
         self.state_changed_at: float = self.affinity.loop.time()
         self.calls: CallQueue = CallQueue()
@@ -186,7 +196,10 @@ class Runtime:
         self.stalls: StallMeter = StallMeter()
         self.subscriptions: dict[Subscription, None] = {}
         self.keepalive: KeepaliveScheduler = KeepaliveScheduler()
-        self.clients: ClientRegistry = ClientRegistry(settings.max_connections, self.statistics, self.bursts)
+        self.recollection: Recollection = Recollection()
+        self.clients: ClientRegistry = ClientRegistry(
+            settings.max_connections, self.statistics, self.bursts, self.recollection
+        )
         self.drained: bool = False
         self._collections: ExitStack = ExitStack()
         self.policy: ConnectionPolicy = ConnectionPolicy(
@@ -196,11 +209,14 @@ class Runtime:
             authorize=authorize,
             authorize_timeout_seconds=settings.authorize_timeout_seconds,
             on_slow=on_slow,
+            on_join_failed=self._join_failed,
             reload_delay=self.reload_delay,
             keepalive=self.keepalive,
             statistics=self.statistics,
             bursts=self.bursts,
         )
+        self.broker_url: str = str(broadcaster.url)
+        self.broker_prefix: str = getattr(broadcaster.options, "prefix", "")
         self.wire_format: WireFormat = broadcaster.options.wire_format
         self.prefix: str = getattr(broadcaster.options, "prefix", "")
         self._deduplicates = broadcaster.capabilities.deduplicates
@@ -230,6 +246,7 @@ class Runtime:
                 stats=RuntimeStats(self),
                 url=str(broadcaster.url),
             )
+            self.cluster.add_question(WHY, make_witness(self))
             self.clients.index = self.cluster.clients
 
     async def start(self) -> None:
@@ -493,6 +510,10 @@ class Runtime:
             self.cluster.link_changed(change.new)
         if self._on_state is not None:
             self._on_state(change)
+
+    def _join_failed(self, client: Client, channel: str, error: Exception) -> None:
+        index = self.clients.index
+        self.recollection.join_failed(client, None if index is None else index.user_of(client.id), channel, error)
 
     def _make_bus(self) -> ClusterBus:
         if self._bus is None:

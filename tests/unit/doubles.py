@@ -413,6 +413,8 @@ class FakeClient:
         sent: What the application sent to it.
         is_over: Whether it has ended; set by the test.
         outbox: What waits for it.
+        kind: What it is.
+        closed_with: With which code and reason it was closed; set by the test.
     """
 
     def __init__(self, id: str = "00", user: str | None = None, *channels: str) -> None:  # noqa: A002
@@ -423,6 +425,8 @@ class FakeClient:
         self.sent: list[str | bytes] = []
         self.is_over = False
         self.outbox = Outbox(Backlog())
+        self.kind = "connection"
+        self.closed_with: tuple[int, str] | None = None
 
     def retire(self, code: int, reason: str, /) -> None:
         """Record a close after what waits."""

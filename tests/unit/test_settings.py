@@ -18,6 +18,7 @@ DEFAULTS = {
     "subscribe_timeout_seconds": 5.0,
     "authorize_timeout_seconds": 5.0,
     "refuse_after_accept": False,
+    "path_test": True,
     "linger_seconds": 1.0,
     "probe_interval_seconds": 5.0,
     "max_backoff_seconds": 5.0,
@@ -34,7 +35,7 @@ DEFAULTS = {
     "max_ring_bytes": 33_554_432,
 }
 CHOICES = ["start", "outage"]
-SWITCHES = ["refuse_after_accept"]
+SWITCHES = ["refuse_after_accept", "path_test"]
 NUMBERS = [field.name for field in fields(Settings) if field.name not in [*CHOICES, *SWITCHES]]
 OPTIONAL = ["max_connections"]
 WHOLE = [
@@ -99,13 +100,15 @@ def test_unknown_choice(name: str, value: object) -> None:
         Settings(**options)
 
 
+@pytest.mark.parametrize("name", SWITCHES)
 @pytest.mark.parametrize("value", [1, 0, None, "yes"])
-def test_switch(value: object) -> None:
+def test_switch(name: str, value: object) -> None:
     """What is neither yes nor no is refused."""
-    options: dict[str, Any] = {"refuse_after_accept": value}
-    with pytest.raises(ConfigurationError, match=r"^refuse_after_accept must be one of False, True, not "):
+    options: dict[str, Any] = {name: value}
+    with pytest.raises(ConfigurationError, match=rf"^{name} must be one of False, True, not "):
         Settings(**options)
-    assert Settings(refuse_after_accept=True).refuse_after_accept
+    given: dict[str, Any] = {name: not DEFAULTS[name]}
+    assert getattr(Settings(**given), name) is not DEFAULTS[name]
 
 
 @pytest.mark.parametrize("name", WHOLE)

@@ -98,6 +98,7 @@ USES: dict[type, dict[str, Callable[[World], Any]]] = {
         "list_channels": lambda world: world.backplane.list_channels(),
         "list_connections": lambda world: world.backplane.list_connections(),
         "workers": lambda world: world.backplane.workers(),
+        "explain": lambda world: world.backplane.explain(channel="a"),
         "survey": lambda world: world.backplane.survey("load"),
         "disconnect": lambda world: world.backplane.disconnect(user="u"),
         "leave": lambda world: world.backplane.leave(user="u", channel="a"),

@@ -1,0 +1,208 @@
+"""What this worker states of a client and a channel, and the question to all workers: `Backplane.explain`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+from backplane.channels import RESERVED_PREFIX
+from backplane.connection.callback_handler import CallbackHandler
+from backplane.connection.driver import ConnectionDriver
+from backplane.control.messages import Selector
+from backplane.control.surveys import SurveyError
+from backplane.errors import BackplaneError
+from backplane.explain.evidence import ClientEvidence, Question, WorkerEvidence, parse_evidence
+from backplane.explain.near_names import near_names
+from backplane.explain.verdict import Case, explain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from backplane.control.messages import Command
+    from backplane.explain.explanation import Explanation
+    from backplane.worker.clients import LocalClient
+    from backplane.worker.runtime import Runtime
+
+__all__ = ["KIND", "ask_why", "make_witness"]
+
+KIND: Final = "explain"
+"""The command that asks a worker."""
+
+_TEST_ID_BYTES: Final = 8
+# So many questions a second are answered; each can take a look at every client.
+_PER_SECOND: Final = 5
+_MAX_CLIENTS: Final = 20
+_SHORTEST_ID: Final = 4
+# The share of the time to answer for which a worker waits for the path test.
+_TEST_SHARE: Final = 0.5
+
+
+async def ask_why(runtime: Runtime, question: Question, *, test: bool, seconds: float) -> Explanation:
+    """Ask every worker, after a path test, and return what follows; see `Backplane.explain`."""
+    cluster = runtime.members()
+    not_tested = "" if test else "it was not asked for"
+    test_id = os.urandom(_TEST_ID_BYTES)
+    if test and not runtime.settings.path_test:
+        not_tested = "Settings(path_test=False)"
+    elif test:
+        try:
+            async with asyncio.timeout(seconds):
+                await runtime.test_path(question.channel, test_id)
+        except (BackplaneError, TimeoutError) as error:
+            not_tested = str(error) or f"the broker did not take it within {seconds:g} s"
+    arguments = {
+        "channel": question.channel,
+        "client": question.client,
+        "test": "" if not_tested else test_id.hex(),
+        "seconds": seconds * _TEST_SHARE,
+    }
+    answers = await cluster.requests.ask(KIND, Selector(), arguments, seconds)
+    found = [evidence for answer in answers.by_worker.values() if (evidence := parse_evidence(answer)) is not None]
+    return explain(
+        Case(
+            question=question,
+            workers=tuple(sorted(found, key=lambda worker: (worker.host, worker.pid, worker.worker))),
+            missing=tuple(answers.missing) + tuple(answers.errors),
+            not_tested=not_tested,
+        )
+    )
+
+
+def make_witness(runtime: Runtime) -> Callable[[Command], Any]:
+    """Return what answers the question of another worker, for this one."""
+    answered: deque[float] = deque(maxlen=_PER_SECOND)
+
+    async def answer(command: Command) -> dict[str, Any]:
+        now = asyncio.get_running_loop().time()
+        if len(answered) == _PER_SECOND and now - answered[0] < 1:
+            raise SurveyError(f"more than {_PER_SECOND} questions a second: ask again later")
+        answered.append(now)
+        arguments = command.arguments
+        question = Question(
+            channel=_text(arguments.get("channel")),
+            client=None if arguments.get("client") is None else _text(arguments["client"]),
+            test=_text(arguments.get("test")),
+        )
+        return asdict(await _evidence(runtime, question, _seconds(arguments.get("seconds"))))
+
+    return answer
+
+
+async def _evidence(runtime: Runtime, question: Question, seconds: float) -> WorkerEvidence:
+    channel, hub, broker = question.channel, runtime.hub, runtime.broker_subscriptions
+    test_received = None
+    if question.test and channel in hub.channels:
+        test_received = await runtime.path_tests.wait(channel, bytes.fromhex(question.test), seconds)
+    now, worker, health = runtime.affinity.loop.time(), runtime.members().own(), runtime.health()
+    is_meant = _matcher(question.client)
+    clients = [] if question.client is None else _clients(runtime, question, is_meant, now)
+    subscribers = hub.count_subscribers(channel)
+    return WorkerEvidence(
+        worker=worker.id,
+        host=worker.host,
+        pid=worker.pid,
+        version=worker.version,
+        broker=runtime.broker_url,
+        prefix=runtime.broker_prefix,
+        wire_format=runtime.wire_format,
+        state=health.state,
+        state_seconds=round(now - runtime.state_changed_at, 1),
+        received_seconds_ago=round(now - runtime.supervisor.status.session.last_received_at, 1),
+        subscribers=subscribers,
+        wanted=channel in broker.wanted,
+        confirmed=channel in broker.confirmed,
+        refused=broker.refusal(channel) or "",
+        in_gap=channel in hub.gaps.opened,
+        test_received=test_received,
+        malformed=hub.malformed,
+        unsupported=hub.unsupported,
+        gap_seconds_ago=health.last_gap_seconds_ago,
+        gap_reason=health.last_gap_reason or "",
+        clients=tuple(clients),
+        ended=() if question.client is None else runtime.recollection.ended_clients(is_meant),
+        refused_joins=() if question.client is None else runtime.recollection.refused_joins(channel, is_meant),
+        near_channels=() if subscribers else near_names(channel, _open_channels(hub.channels)),
+        near_clients=() if clients or question.client is None else near_names(question.client, _users(runtime)),
+    )
+
+
+def _matcher(client: str | None) -> Callable[[str, str | None], bool]:
+    """Return whether a client is meant, by its id and its user."""
+    wanted = client or ""
+    is_start_of_id = len(wanted) >= _SHORTEST_ID and set(wanted) <= set("0123456789abcdef")
+
+    def is_meant(client_id: str, user: str | None) -> bool:
+        return bool(wanted) and (user == wanted or (is_start_of_id and client_id.startswith(wanted)))
+
+    return is_meant
+
+
+def _clients(
+    runtime: Runtime, question: Question, is_meant: Callable[[str, str | None], bool], now: float
+) -> list[ClientEvidence]:
+    found: list[ClientEvidence] = []
+    for client in runtime.clients.connected:
+        user = _user(runtime, client)
+        if is_meant(client.id, user):
+            found.append(_client(client, user, question.channel, now))
+            if len(found) == _MAX_CLIENTS:
+                break
+    return found
+
+
+def _client(client: LocalClient, user: str | None, channel: str, now: float) -> ClientEvidence:
+    joined = channel in client.channels
+    evidence: dict[str, Any] = {
+        "id": client.id,
+        "user": user,
+        "joined": joined,
+        "channels": len(client.channels),
+        "near": () if joined else near_names(channel, client.channels),
+        "state": "closed" if client.is_over else "open",
+    }
+    if isinstance(client, ConnectionDriver):
+        lane = client.socket.lane
+        is_handed_over = isinstance(client.receiver, CallbackHandler)
+        evidence |= {
+            "transport": "asgi" if lane is None else "handed over" if is_handed_over else "lane",
+            "state": client.state,
+            "transport_bytes": None if lane is None else lane.buffered_bytes,
+            "received_seconds_ago": round(
+                now - (client.timers.last_received_at if lane is None else lane.last_received_at), 1
+            ),
+        }
+    outbox = client.outbox
+    return ClientEvidence(
+        **evidence,
+        kind=client.kind,
+        dropped=outbox.dropped,
+        when_full=outbox.when_full(channel),
+        waiting_messages=len(outbox),
+        waiting_bytes=outbox.size_bytes,
+    )
+
+
+def _user(runtime: Runtime, client: LocalClient) -> str | None:
+    index = runtime.clients.index
+    return client.user if index is None else index.user_of(client.id)
+
+
+def _users(runtime: Runtime) -> Iterable[str]:
+    return filter(None, (_user(runtime, client) for client in runtime.clients.connected))
+
+
+def _open_channels(channels: Iterable[str]) -> Iterable[str]:
+    return (channel for channel in channels if not channel.startswith(RESERVED_PREFIX))
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or len(value) > 1_000:
+        raise SurveyError("the question is not one that this release knows")
+    return value
+
+
+def _seconds(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and 0 <= value <= 30 else 1.0

@@ -1,0 +1,276 @@
+"""Why a client does not receive a channel, on real brokers: each worker that receives nothing is named with the reason.
+
+Two workers: one is asked, the other one serves the client. An explanation may take ten seconds at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from backplane import Backplane, InvalidDataError, Settings
+from backplane.server.uvicorn import DirectLaneProtocol
+from backplane.testing import FaultProxy
+from tests.brokers.redis import RedisConfig
+from tests.server_in_loop import serving_in_loop
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+    from starlette.websockets import WebSocket
+    from websockets.asyncio.client import ClientConnection
+
+    from backplane.explain.explanation import Explanation
+    from tests.brokers.broker import Broker
+    from tests.conftest import StartRedis
+
+pytestmark = pytest.mark.anyio
+
+WAIT_SECONDS = 30
+SETTINGS = Settings(
+    worker_heartbeat_seconds=0.2, worker_down_seconds=60, probe_interval_seconds=60, publish_timeout_seconds=20
+)
+CHANNEL = "orders:42"
+
+
+class Deployment:
+    """Two workers, and the client of the second one."""
+
+    def __init__(self, asked: Backplane, serving: Backplane, client: ClientConnection) -> None:
+        self.asked = asked
+        self.serving = serving
+        self.client = client
+
+    @property
+    def worker(self) -> Any:
+        """What runs the worker that serves the client."""
+        return self.serving._runtime  # pyright: ignore[reportPrivateUsage]
+
+    async def explain(self, channel: str = CHANNEL, client: str | None = "ada", **options: Any) -> Explanation:
+        """Ask the other worker."""
+        async with asyncio.timeout(10):
+            return await self.asked.explain(channel=channel, client=client, **options)
+
+    async def until_known(self) -> None:
+        """Wait until the workers know each other."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while len([worker for worker in await self.asked.workers() if worker.is_alive]) < 2:
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def deployment(
+    url: str,
+    url_of_second: str | None = None,
+    *,
+    channels: tuple[str, ...] = (CHANNEL,),
+    authorize: Callable[[Any, str], bool | Awaitable[bool]] | None = None,
+) -> AsyncGenerator[Deployment]:
+    """Run both workers; the client has joined the channels, as far as it may, when this is entered."""
+    joined = asyncio.Event()
+    serving = Backplane(url_of_second or url, cluster=True, settings=SETTINGS)
+    if authorize is not None:
+        serving.authorize(authorize)
+
+    async def endpoint(websocket: WebSocket) -> None:
+        async with serving.connect(websocket, client_key="ada") as connection:
+            for channel in channels:
+                with suppress(Exception):
+                    await connection.join(channel)
+            joined.set()
+            async for _ in connection:
+                pass
+
+    app = Starlette(routes=[WebSocketRoute("/", endpoint)], lifespan=serving.lifespan)
+    async with (
+        Backplane(url, cluster=True, settings=SETTINGS) as asked,
+        serving_in_loop(app, ws=DirectLaneProtocol) as server,
+        connect(f"{server.ws_url}/", proxy=None) as client,
+    ):
+        await joined.wait()
+        yield Deployment(asked, serving, client)
+
+
+@pytest.fixture(params=["ipc", "redis", "nats", "kafka"])
+def broker_url(request: pytest.FixtureRequest) -> str:
+    """The URL of each broker that connects processes, in turn."""
+    if request.param == "ipc":
+        return str(request.getfixturevalue("ipc_url"))
+    return str(request.getfixturevalue(f"{request.param}_broker").own_url)
+
+
+async def test_nothing_is_wrong(broker_url: str) -> None:
+    """The way is whole: the client gets what is published, and never the test message."""
+    async with deployment(broker_url) as site:
+        await site.until_known()
+        found = await site.explain()
+        assert (found.verdict, found.tested, found.missing) == ("whole", True, ())
+        await site.asked.publish(CHANNEL, "real")
+        assert await site.client.recv() == "real"
+
+
+async def test_a_hub_that_swallows_a_channel(broker_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Way 1, in the worker: the adapter delivers, and the hub drops one channel."""
+    async with deployment(broker_url) as site:
+        await site.until_known()
+        deliver = site.worker.hub.deliver
+
+        def swallow(channel: str, *arguments: Any) -> None:
+            if channel != CHANNEL:
+                deliver(channel, *arguments)
+
+        # The adapter holds the method of the session, which calls this one.
+        monkeypatch.setattr(site.worker.hub, "deliver", swallow)
+        found = await site.explain()
+        assert (found.verdict, found.findings[0].worker) == ("receives nothing", site.worker.members().own().id)
+
+
+async def test_a_subscription_that_the_broker_lost(redis_broker: Broker) -> None:
+    """Way 2, at the broker: the worker believes that it is subscribed."""
+    async with deployment(redis_broker.url) as site, site.asked.subscribe(CHANNEL):
+        await site.until_known()
+        await site.worker.supervisor._broadcaster.unsubscribe([CHANNEL])  # pyright: ignore[reportPrivateUsage]
+        found = await site.explain()
+        assert (found.verdict, found.findings[0].worker) == ("receives nothing", site.worker.members().own().id)
+        assert "it arrived at" in found.text  # the other worker
+        assert (await site.explain(client=None)).verdict == "receives nothing"
+
+
+async def test_a_link_that_is_silent(redis_broker: Broker) -> None:
+    """Way 3, the link: nothing passes any more, and no connection has ended."""
+    async with FaultProxy(redis_broker.url) as proxy, deployment(redis_broker.url, proxy.url) as site:
+        await site.until_known()
+        proxy.silence()
+        worker = site.worker.members().own()
+        found = await site.explain()
+        assert (found.verdict, found.findings[0].worker, found.missing) == ("silent worker", worker.id, (worker.id,))
+        assert str(worker.pid) in found.text
+        proxy.heal()
+
+
+async def test_a_join_that_authorize_refuses(redis_broker: Broker) -> None:
+    """Way 4, authorisation by the application: the client is connected, and its join was refused."""
+
+    async def refuse(_: Any, channel: str) -> bool:
+        return channel != CHANNEL
+
+    async with deployment(redis_broker.url, authorize=refuse, channels=(CHANNEL, "other")) as site:
+        found = await site.explain()
+        assert (found.verdict, CHANNEL in found.text) == ("refused by authorize", True)
+        assert (await site.explain("other")).is_whole
+
+
+async def test_a_handshake_that_authorize_refuses(redis_broker: Broker) -> None:
+    """The same where the client is gone since: its handshake was refused."""
+    serving = Backplane(redis_broker.url, cluster=True, settings=SETTINGS)
+    serving.authorize(lambda _, channel: channel != CHANNEL)
+
+    async def endpoint(websocket: WebSocket) -> None:
+        async with serving.connect(websocket, CHANNEL, client_key="ada"):
+            pass
+
+    app = Starlette(routes=[WebSocketRoute("/", endpoint)], lifespan=serving.lifespan)
+    async with serving_in_loop(app) as server:
+        with pytest.raises(InvalidStatus):
+            async with connect(f"{server.ws_url}/", proxy=None):
+                pass
+        assert (await serving.explain(channel=CHANNEL, client="ada")).verdict == "refused by authorize"
+
+
+async def test_a_channel_that_the_broker_refuses(private_redis: StartRedis) -> None:
+    """Way 4, authorisation by the broker: an ACL denies the channel to the worker's account."""
+    users = ("alice on >secret +@all resetchannels &$backplane/* &other",)
+    broker = private_redis(RedisConfig(users=users, login="alice:secret"))
+    async with deployment(broker.url, channels=(CHANNEL, "other")) as site:
+        found = await site.explain()
+        assert (found.verdict, found.tested) == ("refused by the broker", False)
+        assert "secret" not in str(found.to_json())
+
+
+async def test_another_channel(redis_broker: Broker) -> None:
+    """Way 5, the wrong name: the one that is meant is shown."""
+    async with deployment(redis_broker.url, channels=("order:42",)) as site:
+        found = await site.explain()
+        assert (found.verdict, "'order:42'" in found.text) == ("wrong channel", True)
+        assert (await site.explain(client=None)).verdict == "no subscribers"
+
+
+async def test_another_prefix(redis_broker: Broker) -> None:
+    """Way 6, the wrong prefix: no worker of this deployment knows the client, and where they look is stated."""
+    async with deployment(f"{redis_broker.url}?prefix=shop:", f"{redis_broker.url}?prefix=shop2:") as site:
+        found = await site.explain()
+        assert (found.verdict, "prefix 'shop:'" in found.cure) == ("unknown client", True)
+        assert (await site.serving.explain(channel=CHANNEL, client="ada")).is_whole
+
+
+async def test_a_client_that_does_not_read(redis_broker: Broker) -> None:
+    """What waits for it is counted."""
+    async with deployment(redis_broker.url) as site:
+        site.client.transport.pause_reading()
+        async with asyncio.timeout(WAIT_SECONDS):
+            while (found := await site.explain(test=False, timeout_seconds=1)).is_whole:
+                await asyncio.gather(*(site.asked.publish(CHANNEL, "x" * 500_000) for _ in range(10)))
+                await asyncio.sleep(0.25)
+        assert found.verdict in ("not reading", "ended")
+
+
+async def test_a_client_that_has_ended(redis_broker: Broker) -> None:
+    """It is known for a while, with the code and the reason."""
+    async with deployment(redis_broker.url) as site:
+        await site.until_known()
+        [connection] = (await site.explain()).workers[0].clients or (await site.explain()).workers[1].clients
+        await site.asked.disconnect(user="ada", code=4003, reason="banned", confirm_seconds=10)
+        await site.client.wait_closed()
+        async with asyncio.timeout(WAIT_SECONDS):
+            while (found := await site.explain(client=connection.id[:6], timeout_seconds=1)).verdict != "ended":
+                await asyncio.sleep(0.25)
+        assert "4003: banned" in found.text
+
+
+async def test_questions_that_are_none(redis_broker: Broker) -> None:
+    """A client is a name; more than five questions a second are answered by no worker, and without a wait."""
+    async with Backplane(redis_broker.url, cluster=True, settings=SETTINGS) as backplane:
+        for client in ("", "x" * 513, 3):
+            with pytest.raises(InvalidDataError):
+                await backplane.explain(channel=CHANNEL, client=client)  # type: ignore[arg-type]
+        found = await asyncio.gather(
+            *(backplane.explain(channel="c" * 200, client="x" * 500, test=False, timeout_seconds=5) for _ in range(8))
+        )
+        assert [each.verdict for each in found].count("silent worker") == 3
+    quiet = Settings(worker_heartbeat_seconds=0.2, path_test=False)
+    async with Backplane(redis_broker.url, cluster=True, settings=quiet) as backplane, backplane.subscribe(CHANNEL):
+        assert (await backplane.explain(channel=CHANNEL)).not_tested == "Settings(path_test=False)"
+
+
+async def why(*arguments: str) -> tuple[int, str]:
+    """Run the command; return its status and what it prints."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "backplane", "why", *arguments, "--seconds", "1"), stdout=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(WAIT_SECONDS):
+        printed, _ = await process.communicate()
+    return process.returncode or 0, printed.decode()
+
+
+async def test_command(redis_broker: Broker) -> None:
+    """The command prints the same, as text or JSON, and its status states whether the way is whole."""
+    url = redis_broker.url
+    async with deployment(url) as site:
+        await site.until_known()
+        status, printed = await why(url, "--channel", CHANNEL, "--client", "ada")
+        assert (status, "✓ client 'ada' has joined 'orders:42'" in printed) == (0, True)
+        status, printed = await why(url, "--channel", "Orders:42", "--json", "--no-test")
+        found = json.loads(printed)
+        assert (status, found["ok"], found["verdict"], found["asked"]) == (1, False, "no subscribers", 2)
+        assert "'orders:42'" in found["text"]
+        assert found["not_tested"] == "it was not asked for"
+    assert (await why(url, "--channel", ""))[0] == 2
