@@ -165,10 +165,10 @@ class Backplane(ClusterVerbs):
         self._on_slow: OnSlow | None = None
         self._state_callbacks: list[Callable[[StateChange], object]] = []
         self._source = AdapterSource(url)
-        if not isinstance(tracing, MessageTracing | None):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigurationError(f"tracing must be a backplane.tracing.Tracing(...), not {tracing!r:.100}")
-        self._tracing = tracing
-        self._tracer = None if tracing is None else tracing.tracer(self._source.adapter.url, self._pattern_of)
+        self._tracing = None if tracing is None else _checked_tracing(tracing)
+        self._tracer = (
+            None if self._tracing is None else self._tracing.tracer(self._source.adapter.url, self._pattern_of)
+        )
         self._lifecycle = Lifecycle(self._source, self._make_runtime)
         self._sync = WorkerPublisher(
             self,
@@ -767,6 +767,12 @@ def _checked_backlog(backlog: object) -> Backlog:
     if not isinstance(backlog, Backlog):
         raise ConfigurationError(f"backlog must be a Backlog(...), not {backlog!r:.100}")
     return backlog
+
+
+def _checked_tracing(tracing: object) -> MessageTracing:
+    if isinstance(tracing, type) or not isinstance(tracing, MessageTracing):
+        raise ConfigurationError(f"tracing must be a backplane.tracing.Tracing(...), not {tracing!r:.100}")
+    return tracing
 
 
 def _client_options(

@@ -50,6 +50,11 @@ class DeliverySpan(Protocol):
 class MessageTracer(Protocol):
     """The tracing of one `Backplane`. Its methods return at once and do not raise."""
 
+    @property
+    def skipped_spans(self) -> int:
+        """How many spans of deliveries were not made, because there were too many."""
+        ...
+
     def publish(self, channel: str, /) -> AbstractContextManager[PublishSpan]:
         """Return what is entered for a publish; an error that leaves it is noted."""
         ...

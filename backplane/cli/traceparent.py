@@ -30,6 +30,7 @@ class CarriedTrace:
         traceparent: A span of another program, as in the header of that name.
 
     Attributes:
+        skipped_spans: 0: no span is made.
         extensions: What goes into the header of the message; empty where the span is not sampled.
 
     Raises:
@@ -44,6 +45,7 @@ class CarriedTrace:
                 f"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01, not {traceparent!r:.100}"
             )
         context = bytes.fromhex(found[4] + found[2] + found[3])
+        self.skipped_spans: int = 0
         self.extensions: bytes = pack([(TRACE_CONTEXT, context)]) if context[0] & 1 else b""
 
     def tracer(self, _url: BrokerUrl, _pattern_of: Callable[[str], str | None], /) -> Self:

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 from backplane.fanout.batch import Batch
+from backplane.message import ExtendedMessage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -303,10 +304,10 @@ class Ring:
         entries, budget = self._entries, self._budget
         if self._batches:
             self._forget_batches()
-        size = _MESSAGE_BYTES if message is None else _MESSAGE_BYTES + len(message.data)
+        size = _size(message)
         if len(entries) == self._max_entries:
             oldest = entries.popleft()[1]
-            size -= _MESSAGE_BYTES if oldest is None else _MESSAGE_BYTES + len(oldest.data)
+            size -= _size(oldest)
         elif not entries:
             entries = self._entries = deque()
             budget.enter(self)
@@ -426,7 +427,10 @@ def _time(entry: _Entry) -> float:
 
 
 def _size(message: Message | None) -> int:
-    return _MESSAGE_BYTES if message is None else _MESSAGE_BYTES + len(message.data)
+    if message is None:
+        return _MESSAGE_BYTES
+    extensions = message.extensions if isinstance(message, ExtendedMessage) else b""
+    return _MESSAGE_BYTES + len(message.data) + len(extensions)
 
 
 def _precedes(place: Position, following: Place) -> bool:

@@ -46,6 +46,11 @@ def _losses(view: View) -> Iterable[Sample]:
     ]
 
 
+def _skipped_spans(view: View) -> int:
+    tracer = None if view.runtime is None else view.runtime.tracer
+    return 0 if tracer is None else tracer.skipped_spans
+
+
 DELIVERY: Final = (
     Metric(
         name="backplane_messages_received_total",
@@ -86,6 +91,12 @@ DELIVERY: Final = (
         kind="counter",
         help="Path tests that arrived on a channel with a subscriber in this worker.",
         read=figure("path_tests"),
+    ),
+    Metric(
+        name="backplane_trace_spans_skipped_total",
+        kind="counter",
+        help="Spans of deliveries that were not made, because there were more than max_spans_per_second of Tracing.",
+        read=one(_skipped_spans),
     ),
     Metric(
         name="backplane_deliveries_total",

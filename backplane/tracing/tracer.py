@@ -66,6 +66,11 @@ class BackplaneTracer:
         self._baggage = baggage
         self._channel_names = channel_names
 
+    @property
+    def skipped_spans(self) -> int:
+        """How many spans of deliveries were not made, because there were too many."""
+        return self._budget.skipped
+
     def publish(self, channel: str) -> ProducerSpan:
         """Begin a publish: a child of the current span, unless that is the one of a handler, which lasts for hours."""
         current = get_current_span().get_span_context()

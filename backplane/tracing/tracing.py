@@ -100,25 +100,25 @@ class Tracing:
                     with tracing.consume(message):
                         await process(message)
         """
-        origin = span_context_of(message) if isinstance(message, Message) else None
-        if origin is None:
+        if not isinstance(message, Message) or (origin := span_context_of(message)) is None:
             yield
             return
-        base = with_baggage(message, get_current()) if self._baggage and isinstance(message, Message) else get_current()
+        base = with_baggage(message, get_current()) if self._baggage else None
         name, attributes = self._consumer.described("process", "process", message.channel)
         span = self._tracer.start_span(
             name,
-            context=parent_of(origin, base),
+            context=parent_of(origin, get_current() if base is None else base),
             kind=SpanKind.CONSUMER,
             attributes=attributes,
             links=[Link(origin)],
         )
-        token = attach(base)
+        token = None if base is None else attach(base)
         try:
             with use_span(span, end_on_exit=True):
                 yield
         finally:
-            detach(token)
+            if token is not None:
+                detach(token)
 
     def tracer(self, url: BrokerUrl, pattern_of: Callable[[str], str | None]) -> BackplaneTracer:
         """Return the tracing of one backplane. The backplane calls it."""

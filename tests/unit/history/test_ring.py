@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backplane.history.ring import Ring, RingBudget
-from backplane.message import Message, Place, Position
+from backplane.message import ExtendedMessage, Message, Place, Position
 from backplane.testing.resume_conformance import compacted
 
 if TYPE_CHECKING:
@@ -715,3 +715,14 @@ def test_a_pass_makes_no_difference() -> None:
         for made in (one_by_one, in_passes):
             made.clear(None)
         assert budgets[0].size_bytes == budgets[1].size_bytes == 0
+
+
+def test_extensions_count() -> None:
+    """What a publisher adds to the header of a message counts as its data does, until the message has gone."""
+    budget = RingBudget()
+    kept = ring(2, budget=budget)
+    for number in range(1, 6):
+        kept.append(place(number), ExtendedMessage(channel="a", data="", extensions=bytes(1_000)))
+    assert budget.size_bytes == 3 * (400 + 1_000)
+    kept.clear(None)
+    assert budget.size_bytes == 0

@@ -17,6 +17,7 @@ from backplane.errors import ConfigurationError, InvalidChannelError, InvalidDat
 from backplane.fanout.codec import decode
 from backplane.header import TRACE_CONTEXT, value_of
 from backplane.message import ExtendedMessage
+from backplane.metrics.snapshot import snapshot
 from backplane.tracing import Tracing
 from tests.exported_spans import Exported, context_of, parent_id
 from tests.unit.doubles import ControlledBroadcaster
@@ -348,6 +349,7 @@ async def test_deliveries_are_bounded() -> None:
             with tracing.consume(await anext(messages)):
                 pass
         assert tracing.skipped_spans == 4
+        assert snapshot(backplane)["metrics"]["backplane_trace_spans_skipped_total"] == [[[], 4]]
     assert sorted(exported.names) == ["deliver", *["process"] * 5, *["send"] * 5]
 
 
@@ -502,6 +504,7 @@ async def test_hostile_tracestate_and_baggage(text: bytes) -> None:
     [
         (lambda: Tracing(max_spans_per_second=0), "max_spans_per_second must be a finite number more than 0"),
         (lambda: Tracing("provider"), "tracer_provider must be a TracerProvider, not 'provider'"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        (lambda: Backplane(tracing=Tracing), r"tracing must be a backplane.tracing.Tracing\(...\), not <class"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         (lambda: Backplane(tracing=True), r"tracing must be a backplane.tracing.Tracing\(...\), not True"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     ],
 )
