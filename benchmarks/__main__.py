@@ -302,7 +302,7 @@ def micro(
 ) -> None:
     """Measure the parts by themselves, each beside a bare loop that does only the necessary work."""
     # Imported where they are measured.
-    from benchmarks.micro import asgi, centrifugal, codec, excludes, fanout, import_time, sdk
+    from benchmarks.micro import asgi, centrifugal, codec, counting, excludes, fanout, import_time, sdk
 
     console.print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, one process")
     with console.status("codec"):
@@ -311,6 +311,12 @@ def micro(
         show("Publication of 128 bytes for SDK clients, once per message and encoding", centrifugal.run(rounds))
     with console.status("fan-out"):
         show(f"Fan-out of one message of 128 bytes to {sockets:,} sockets, per delivery", fanout.run(sockets, rounds))
+    with console.status("counting"):
+        for subscribers, messages in ((1, 1), (1, 16), (sockets, 1)):
+            title = f"The hub alone, {subscribers:,} subscribers, {messages} messages in one pass, per message"
+            show(title, counting.hub(subscribers, 10 * rounds, messages))
+        show("What a publish counts, per publish", counting.publish(rounds))
+        show(f"One message on the lane to {sockets:,} clients, per delivery", counting.lane(sockets, rounds))
     with console.status("excludes"):
         for messages in (1, 64):
             title = f"{messages} in one pass for {sockets:,} connections with shared compression, without the writes"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from itertools import islice
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from backplane.log_bursts import place_of
 
@@ -97,7 +97,9 @@ class Delivery(_Slices):
         channel, began_at: By which the hub orders deliveries, and measures one.
     """
 
-    __slots__ = ("_batch", "_missed", "_traffic")
+    __slots__ = ("_batch", "_is_first", "_missed", "_traffic")
+
+    _is_received: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -114,6 +116,7 @@ class Delivery(_Slices):
         self._missed = missed
         self._batch = batch
         self._traffic = traffic
+        self._is_first = True
 
     def run(self, count: int | None) -> bool:
         """Offer the batch to the next `count` subscribers, or to all with `None`; return whether none is left."""
@@ -133,9 +136,11 @@ class Delivery(_Slices):
                 left += 1
         is_done = count is None or taken < count
         if (traffic := self._traffic) is not None:
-            traffic.count_offered(batch, taken - left)
-            if is_done and not self._missed:
-                traffic.count_written(batch)
+            if self._is_received and not self._missed:
+                traffic.count_slice(batch, taken - left, self._is_first, is_done)
+            else:
+                traffic.count_offered(batch, taken - left)
+            self._is_first = False
         return is_done
 
 
@@ -153,6 +158,8 @@ class LocalDelivery(Delivery):
     """
 
     __slots__ = ("_done",)
+
+    _is_received = False
 
     def __init__(
         self,

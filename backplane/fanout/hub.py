@@ -434,8 +434,6 @@ class Hub:
             self._collected_count -= len(batch)
             self._collected_bytes -= batch.size_bytes
             traffic = None if channel.startswith(RESERVED_PREFIX) else self.traffic
-            if traffic is not None:
-                traffic.count_received(batch)
             subscribers = self._subscribers.get(channel, {})
             delivery = Delivery(channel, batch, subscribers, self._bursts, traffic=traffic)
             self._deliveries.append(delivery if self.tracer is None else self._traced(self.tracer, delivery, batch))

@@ -6,6 +6,7 @@ them takes as long to count as one for a single subscriber.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from time import time
 from typing import TYPE_CHECKING, Final
 
@@ -43,7 +44,8 @@ class Traffic:
             offers (users of presence). A subscriber that a message excludes counts too.
         offered_bytes: Their size.
         clock_ahead: Batches whose publisher's clock is ahead of the one of this worker: their lag counts as 0.
-        received_self: From `publish` in this worker to here, in seconds: what the broker takes.
+        received_self: From `publish` in this worker until the first subscribers here (200 at most) were offered the
+            batch, in seconds: what the broker takes, and what this worker has before it.
         received_other: The same of what other workers publish.
         written_self: From `publish` in this worker until the last subscriber here was offered the batch: it is written
             to the transport of a client, or in its outbox. Whether the client has read it is not known.
@@ -75,17 +77,34 @@ class Traffic:
         self.written_self: Histogram = Histogram(*LAG_SECONDS)
         self.written_other: Histogram = Histogram(*LAG_SECONDS)
 
-    def count_received(self, batch: Batch) -> None:
-        """Count a batch that the hub begins to deliver, with its lag."""
-        self.received += len(batch)
-        self.received_bytes += batch.size_bytes
+    def count_slice(self, batch: Batch, subscribers: int, is_first: bool, is_last: bool, /) -> None:
+        """Count a batch that a slice of its subscribers was offered, so many of them; most have one slice alone.
+
+        One call and one reading of the clock for such a batch, as it is on the way of every message.
+        """
+        messages, size = len(batch), batch.size_bytes
+        self.offered += messages * subscribers
+        self.offered_bytes += size * subscribers
+        if is_first:
+            self.received += messages
+            self.received_bytes += size
         first = batch[0]
-        if first.published_at is not None:
-            lag = time() - first.published_at
-            if lag < 0:
-                self.clock_ahead += lag < -_EXACT_SECONDS
-                lag = 0.0
-            (self.received_self if first.origin == self._origin else self.received_other).observe(lag)
+        if first.published_at is None or not (is_first or is_last):
+            return
+        lag = time() - first.published_at
+        if lag < 0.0:
+            self.clock_ahead += is_first and lag < -_EXACT_SECONDS
+            lag = 0.0
+        is_own = first.origin == self._origin
+        place = bisect_left(LAG_SECONDS, lag)
+        if is_first:
+            received = self.received_self if is_own else self.received_other
+            received.counts[place] += 1
+            received.total += lag
+        if is_last:
+            written = self.written_self if is_own else self.written_other
+            written.counts[place] += 1
+            written.total += lag
 
     def count_given_back(self, batch: Batch) -> None:
         """Count a batch that the broker has given back after a loss; its lag would be that of the loss."""
@@ -93,13 +112,6 @@ class Traffic:
         self.received_bytes += batch.size_bytes
 
     def count_offered(self, batch: Batch, subscribers: int) -> None:
-        """Count a batch that was offered to so many subscribers."""
+        """Count a batch of another kind that was offered to so many subscribers: given back, or made here."""
         self.offered += len(batch) * subscribers
         self.offered_bytes += batch.size_bytes * subscribers
-
-    def count_written(self, batch: Batch) -> None:
-        """Count the lag of a batch that was offered to its last subscriber."""
-        first = batch[0]
-        if first.published_at is not None:
-            lag = max(0.0, time() - first.published_at)
-            (self.written_self if first.origin == self._origin else self.written_other).observe(lag)

@@ -121,8 +121,8 @@ DELIVERY: Final = (
     Metric(
         name="backplane_lag_seconds",
         kind="histogram",
-        help="How old the first message of a batch is: when it leaves the broker for this worker (received), and when "
-        "the last subscriber here was offered it (written). Of what this worker publishes itself (self) it holds no "
+        help="How old the first message of a batch is: when the first subscribers here were offered it (received), and "
+        "when the last one was (written). Of what this worker publishes itself (self) it holds no "
         "difference of clocks.",
         alert="The 99th percentile of `written`, `self` above 0.5 s.",
         unit="seconds",
