@@ -28,3 +28,14 @@ async def test_lost_link_is_logged(caplog: pytest.LogCaptureFixture) -> None:
         ("WARNING", "degraded -> live (generation 2): connected to controlled:// after N s"),
         ("INFO", "live -> closed (generation 2): stopped"),
     ]
+
+
+async def test_outage_is_counted() -> None:
+    """A lost link is counted by its cause, and the outage with its duration once it is over; the stop is no outage."""
+    async with supervised() as made:
+        await made.recover()
+        tally = made.supervisor.status.tally
+        assert {cause: count for cause, count in tally.lost.items() if count} == {"closed": 1}
+        assert tally.outages.count == 1
+    assert (tally.outages.count, sum(tally.lost.values())) == (1, 1)
+    assert tally.degraded_seconds == tally.outages.total > 0

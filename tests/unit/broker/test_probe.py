@@ -67,7 +67,8 @@ async def test_silent_link_is_found_within_two_probe_intervals() -> None:
         await made.reaches("degraded")
         # At most 1.0 interval of pause and two halves; the rest of the bound is for a busy machine.
         assert asyncio.get_running_loop().time() - begun < 2 * BRISK_PROBE.probe_interval_seconds + 4
-        assert probes(adapter) == 2
+        assert (probes(adapter), made.supervisor.probe.missed, made.supervisor.probe.round_trips.count) == (2, 2, 0)
+        assert made.supervisor.status.tally.lost["silent"] == 1
         adapter.silent = False
         adapter.start_gate.open()
         await made.reaches("live", generation=2)

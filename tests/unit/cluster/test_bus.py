@@ -10,7 +10,7 @@ import pytest
 
 from backplane import BrokerUnavailableError, ClosedError, PayloadTooLargeError, SubscribeError
 from backplane.cluster.signatures import Signer
-from backplane.cluster.topics import CONTROL
+from backplane.cluster.topics import CONTROL, WORKERS
 from tests.unit.cluster.world import MAX_PAYLOAD, Recorder, buses
 from tests.unit.doubles import until_idle
 from tests.unit.kit import WAIT_SECONDS, lost, warnings_of
@@ -104,6 +104,16 @@ async def test_what_a_join_gives_back_is_received() -> None:
         await until_idle()
         worker.bus.offer_missed([])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         assert recorder.texts == ["text"]
+
+
+async def test_what_every_worker_receives_is_counted() -> None:
+    """Heartbeats and commands count, which all workers receive alike; what only some receive does not."""
+    async with buses() as (_, [worker]):
+        for topic in (WORKERS, CONTROL, "$backplane/presence/a"):
+            await worker.bus.subscribe(topic, Recorder())
+            worker.world.hub.deliver(topic, b"text")
+        await until_idle()
+        assert worker.bus.received_of_all == 2
 
 
 # --- subscribing ---

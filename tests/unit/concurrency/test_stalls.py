@@ -46,3 +46,17 @@ async def test_an_old_stall_is_forgotten() -> None:
         while meter.longest_seconds > 0.4:
             await asyncio.sleep(0.001)
     meter.stop()
+
+
+async def test_each_call_of_the_timer_is_counted() -> None:
+    """A stall is counted once, by how late the timer was, beside the calls in time."""
+    meter = StallMeter(tick_seconds=0.001)
+    meter.start()
+    time.sleep(STALL_SECONDS)  # the stall
+    async with asyncio.timeout(WAIT_SECONDS):
+        while meter.late.count < 3:
+            await asyncio.sleep(0.001)
+    meter.stop()
+    assert meter.late.total >= STALL_SECONDS - 0.002
+    place = meter.late.bounds.index(0.05)
+    assert sum(meter.late.counts[place + 1 :]) == 1

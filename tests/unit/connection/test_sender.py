@@ -767,3 +767,61 @@ async def test_send_of_what_is_given_back_that_suspends() -> None:
     plain.client.gate.set()
     await plain.sender.drained()
     assert (plain.client.got, plain.callbacks.calls, plain.callbacks.read) == ([*texts, "live"], [], 1)
+
+
+# --- what is lost is counted -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Plain, OnLane])
+async def test_what_does_not_fit_is_counted(kind: type[Plain | OnLane]) -> None:
+    """With the policy `close`, the message that does not fit counts, and what follows it in its batch."""
+    made = kind(max_messages=2, opened=False)
+    made.sender.offer(batch("1", "2", "3", "4", "5"))
+    assert made.callbacks.lost == {"overrun": 3}
+
+
+@pytest.mark.parametrize("kind", [Plain, OnLane])
+async def test_what_waits_at_the_end_is_counted(kind: type[Plain | OnLane]) -> None:
+    """What waited for a client that ends counts once, and what is offered to it after that too; gaps do not."""
+    made = kind(opened=False)
+    made.sender.offer(batch("1", "2"))
+    made.outbox.offer(Gap(channel="a", reason="lost"))
+    made.sender.close()
+    assert made.callbacks.lost == {"discarded": 2}
+    made.sender.offer(batch("3"))
+    made.sender.close()
+    assert made.callbacks.lost == {"discarded": 3}
+
+
+@pytest.mark.parametrize("kind", [Plain, OnLane])
+async def test_what_is_sent_is_not_lost(kind: type[Plain | OnLane]) -> None:
+    """What the socket has taken does not count."""
+    made = kind()
+    made.sender.offer(batch("1", "2"))
+    await until_idle()
+    made.sender.close()
+    assert made.callbacks.lost == {}
+
+
+async def test_the_rest_of_a_batch_whose_send_fails_is_counted() -> None:
+    """The message that the server failed to send was handed to it; those after it were not."""
+    plain = Plain()
+    plain.client.error = OSError("gone")
+    plain.sender.offer(batch("1", "2", "3"))
+    assert plain.callbacks.lost == {"discarded": 2}
+
+
+async def test_the_rest_of_a_batch_that_closes_its_client_is_counted() -> None:
+    """A middleware can close the client in a send, which then waits, or does not."""
+    for waits in (False, True):
+        plain = Plain()
+
+        async def close_in_send(_: str | bytes, plain: Plain = plain, waits: bool = waits) -> None:
+            plain.sender.close()
+            if waits:
+                await asyncio.Event().wait()
+
+        plain.sender._send = close_in_send  # pyright: ignore[reportPrivateUsage]
+        plain.sender.offer(batch("1", "2", "3"))
+        await until_idle()
+        assert plain.callbacks.lost == {"discarded": 2}
