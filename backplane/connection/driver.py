@@ -648,8 +648,7 @@ class ConnectionDriver(BaseSubscriber):
     # --- a slow client, and the log ---
 
     def _dropped(self, item: Message | Gap, reason: DropReason) -> None:
-        if isinstance(item, Message):
-            self.policy.statistics.count_loss("websocket", reason)
+        self.policy.statistics.count_loss("websocket", reason)
         if reason != "replaced" and not self.outbox.is_overflowing:  # once for each stretch
             self._notify_slow(item, reason)
 

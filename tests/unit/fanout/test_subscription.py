@@ -27,6 +27,7 @@ from backplane.fanout.outbox import Outbox, Waiting
 from backplane.fanout.subscriber_options import SubscriberOptions
 from backplane.fanout.subscription import Subscription
 from backplane.message import ALL, Joined, Position
+from backplane.statistics import Counters
 from tests.unit import kit
 from tests.unit.doubles import ControlledBroadcaster, until_idle
 from tests.unit.keeping_hub import KeepingHub
@@ -177,6 +178,22 @@ async def test_drop_policies(when_full: FullPolicy, expected: list[str]) -> None
         assert await take(subscription, 1) == ["5"]
         assert subscription.dropped == 4 - len(expected)
         subscription.end()
+
+
+async def test_a_gap_is_no_message_that_is_lost() -> None:
+    """What the policy drops counts as lost only where it is a message, and so does what waits at the end."""
+    async with running() as world:
+        counters, outbox = Counters(), Outbox(Backlog(when_full="drop_oldest", max_messages=1))
+        subscription = Subscription(world.hub, None, outbox, statistics=counters)
+        await subscription.join("a")
+        world.hub.gap(["a"], "lost")
+        world.hub.deliver("a", b"1")
+        world.hub.deliver("a", b"2")
+        await until_idle()
+        assert counters.losses == {("subscription", "dropped_oldest"): 1}
+        world.hub.gap(["a"], "lost")
+        subscription.discard()
+        assert counters.losses == {("subscription", "dropped_oldest"): 2}
 
 
 async def test_end_of_the_backplane_ends_the_iteration() -> None:
