@@ -196,6 +196,16 @@ async def test_a_gap_is_no_message_that_is_lost() -> None:
         assert counters.losses == {("subscription", "dropped_oldest"): 2}
 
 
+async def test_what_is_offered_after_the_end_is_counted() -> None:
+    """It is in no figure of the policy: nothing was too slow."""
+    async with running() as world:
+        counters = Counters()
+        subscription = Subscription(world.hub, None, Outbox(Backlog()), statistics=counters)
+        subscription.end()
+        subscription.offer(Batch(Message(channel="a", data="1"), Message(channel="a", data="2")))
+        assert counters.losses == {("subscription", "discarded"): 2}
+
+
 async def test_end_of_the_backplane_ends_the_iteration() -> None:
     """A stop wakes a consumer that waits, and its loop ends as if the stream were over."""
     backplane = Backplane("memory://")
