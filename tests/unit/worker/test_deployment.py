@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import sys
 from types import ModuleType
@@ -13,7 +14,13 @@ import pytest
 from backplane.broadcaster import Capabilities
 from backplane.connection.limits import Limits
 from backplane.worker import deployment
-from backplane.worker.deployment import warn_if_isolated, warn_if_no_pings, warn_of_default_url, worker_count
+from backplane.worker.deployment import (
+    server_pid,
+    warn_if_isolated,
+    warn_if_no_pings,
+    warn_of_default_url,
+    worker_count,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -254,3 +261,45 @@ def test_heartbeats_without_effect(
         warn_if_no_pings(limits)
     deployment._warn_if_no_pings.cache_clear()  # pyright: ignore[reportPrivateUsage]
     assert [words in message for words, message in zip(warned, caplog.messages, strict=True)] == [True] * len(warned)
+
+
+def test_server_of_a_process_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that a shell, systemd or a supervisor has started has no siblings, whatever else they start."""
+    monkeypatch.delitem(sys.modules, "gunicorn.arbiter", raising=False)
+    for command in ((), ("bash",), ("/lib/systemd/systemd", "--system"), ("python3", "/usr/bin/supervisord")):
+        proc = tmp_path / str(len(command)) / "-".join(command).replace("/", "_")
+        proc.mkdir(parents=True)
+        assert server_pid(proc_with_parent(proc, *command)) is None
+
+
+@pytest.mark.parametrize(
+    "command",
+    [(*GUNICORN, "main:app"), UVICORN, ("gunicorn: master [main:app]",), ("python3", "-m", "hypercorn", "main:app")],
+)
+def test_server_by_its_command(tmp_path: Path, command: tuple[str, ...]) -> None:
+    """The parent process is a server by its command line."""
+    assert server_pid(proc_with_parent(tmp_path, *command)) == os.getppid()
+
+
+def test_server_that_forks(tmp_path: Path) -> None:
+    """A parent process that runs what this one runs has forked it."""
+    proc = proc_with_parent(tmp_path, "python3", "serve.py")
+    (proc / "self").mkdir()
+    (proc / "self" / "cmdline").write_bytes(b"python3\0serve.py\0")
+    assert server_pid(proc) == os.getppid()
+    (proc / "self" / "cmdline").write_bytes(b"python3\0worker.py\0")
+    assert server_pid(proc) is None
+
+
+def test_server_without_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no `/proc`, Gunicorn's workers are known by its module."""
+    monkeypatch.setitem(sys.modules, "gunicorn.arbiter", ModuleType("gunicorn.arbiter"))
+    assert server_pid(tmp_path / "none") == os.getppid()
+    monkeypatch.delitem(sys.modules, "gunicorn.arbiter")
+    assert server_pid(tmp_path / "none") is None
+
+
+def test_server_of_multiprocessing() -> None:
+    """A process that `multiprocessing` has started knows which process that was, and not its helper."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(server_pid) == os.getpid()
