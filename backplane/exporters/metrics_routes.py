@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MetricsEndpoint", "metrics_routes"]
 
-_MAX_RENDERED_IN_LOOP: Final = 8
-"""Workers whose samples are made into text in the event loop: some milliseconds. More of them are in a thread."""
+_MAX_RENDERED_IN_LOOP: Final = 4
+"""Workers whose samples are made into text in the event loop, 2 ms for each. Those of more are made in a thread."""
 
 
 def metrics_routes(
