@@ -112,6 +112,13 @@ def test_pod_has_no_more_rights_than_it_needs(pod: dict[str, Any], container: di
     assert container["resources"]["requests"].keys() == {"cpu", "memory"}
 
 
+def test_sockets_have_a_folder(pod: dict[str, Any], container: dict[str, Any]) -> None:
+    """The one folder that can be written is a small one in memory, for the sockets by which workers are scraped."""
+    (volume,) = pod["volumes"]
+    assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/tmp"}]
+    assert volume["emptyDir"]["medium"] == "Memory"
+
+
 def test_network_policy_lets_clients_in_and_the_broker_out(manifest: dict[str, Any], container: dict[str, Any]) -> None:
     """Clients reach the one port of the pods, and the pods reach nothing but the broker and DNS."""
     policy = manifest["NetworkPolicy"]["spec"]
