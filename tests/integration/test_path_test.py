@@ -14,9 +14,9 @@ from starlette.websockets import WebSocket  # noqa: TC002  # FastAPI reads it
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.asyncio.client import connect
 
-from backplane import Backplane, History
+from backplane import Backplane, Connection, History
 from backplane.broker.registry import broadcaster_from_url
-from backplane.centrifugal.endpoint import Centrifugal
+from backplane.centrifugal.endpoint import Centrifugal, ConnectRequest
 from backplane.fanout.codec import encode_path_test
 from backplane.server.uvicorn import DirectLaneProtocol
 from backplane.testing import RecordingSink
@@ -46,7 +46,11 @@ def broker_url(request: pytest.FixtureRequest) -> str:
 def application(backplane: Backplane) -> FastAPI:
     """Return an application that serves a channel in every way there is."""
     centrifugal = Centrifugal(backplane)
-    centrifugal.on_connect(lambda _connection, _request: None)
+
+    @centrifugal.on_connect
+    def accepted(_connection: Connection, _request: ConnectRequest) -> None:  # without a token
+        pass
+
     app = FastAPI(lifespan=backplane.lifespan)
 
     @app.websocket("/ws/{channel}")

@@ -19,7 +19,7 @@ from websockets.asyncio.client import connect
 
 from backplane import Backplane, Connection
 from backplane.broker.registry import broadcaster_from_url
-from backplane.centrifugal.endpoint import Centrifugal
+from backplane.centrifugal.endpoint import Centrifugal, ConnectRequest
 from backplane.server.uvicorn import DirectLaneProtocol
 from backplane.sync import SyncBackplane
 from backplane.testing import RecordingSink
@@ -182,6 +182,15 @@ async def test_a_shell_takes_part(ipc_url: str) -> None:
 # --- handlers of WebSockets -------------------------------------------------------------------------------------------
 
 
+def permitted(_connection: Connection, _action: str, _channel: str) -> bool:
+    """Let every client publish."""
+    return True
+
+
+def accepted(_connection: Connection, _request: ConnectRequest) -> None:
+    """Accept every client, without a token."""
+
+
 class Site:
     """An application whose handlers publish, below OpenTelemetry's middleware.
 
@@ -193,8 +202,8 @@ class Site:
         self.exported = Exported()
         self.backplane = Backplane("memory://", tracing=Tracing(self.exported.provider))
         self.centrifugal = Centrifugal(self.backplane)
-        self.centrifugal.permit(lambda _connection, _action, _channel: True)
-        self.centrifugal.on_connect(lambda _connection, _request: None)
+        self.centrifugal.permit(permitted)
+        self.centrifugal.on_connect(accepted)
         self.centrifugal.rpc("order")(self.order)
         app = FastAPI(lifespan=self.backplane.lifespan)
         app.add_api_websocket_route("/connect", self.connected)
@@ -283,12 +292,12 @@ async def test_publishes_of_sdk_clients(way: str) -> None:
     async with serving(way) as (site, server):
         async with connect(f"{server.ws_url}/sdk") as client:
             for command in (
-                {"id": 1, "connect": {}},
-                {"id": 2, "publish": {"channel": "orders", "data": {}}},
-                {"id": 3, "rpc": {"method": "order", "data": 7}},
+                '{"id": 1, "connect": {}}',
+                '{"id": 2, "publish": {"channel": "orders", "data": {}}}',
+                '{"id": 3, "rpc": {"method": "order", "data": 7}}',
             ):
-                await client.send(json.dumps(command))
-                assert json.loads(await client.recv())["id"] == command["id"]
+                await client.send(command)
+                assert json.loads(await client.recv())["id"] == json.loads(command)["id"]
         spans = await site.ended(2)
         handler = await of_the_handler(site, "/sdk")
     assert [(span.parent, [link.context.span_id for link in span.links]) for span in spans] == [
