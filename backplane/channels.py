@@ -10,6 +10,8 @@ import logging
 from typing import Final
 
 from backplane.errors import InvalidChannelError
+from backplane.journal.events import CHANNEL_PATTERN
+from backplane.journal.writing import write
 
 __all__ = ["MAX_CHANNEL_BYTES", "RESERVED_PREFIX", "validate_channel", "warn_if_pattern"]
 
@@ -75,8 +77,10 @@ def warn_if_pattern(channel: str) -> None:
     if channel in _warned_about or len(_warned_about) >= _MAX_WARNINGS:
         return
     _warned_about.add(channel)
-    logger.warning(
-        "channel %r looks like a pattern, but there are no patterns: it receives only what is published to exactly "
-        "this name",
-        channel,
+    write(
+        logger,
+        CHANNEL_PATTERN,
+        "channel %(channel)r looks like a pattern, but there are no patterns: it receives only what is published to "
+        "exactly this name",
+        channel=channel,
     )

@@ -25,6 +25,8 @@ from backplane.fanout.subscriber_options import (
 )
 from backplane.fanout.subscription import Subscription
 from backplane.history_rules import HistoryRules
+from backplane.journal.events import HOOK_FAILED
+from backplane.journal.writing import write
 from backplane.message_tracing import MessageTracing
 from backplane.presence_types import PresenceRules
 from backplane.settings import Settings
@@ -399,7 +401,7 @@ class Backplane(ClusterVerbs):
         positions = positions_by_channel(since, channels, runtime.hub.rules)
         check_rewind(rewind, runtime.hub.rules)
         subscription = Subscription(
-            runtime.hub, None, self._outbox(runtime, backlog), statistics=runtime.statistics, bursts=runtime.bursts
+            runtime.hub, None, self._outbox(runtime, backlog), statistics=runtime.statistics, journal=runtime.journal
         )
         runtime.subscriptions[subscription] = None
         try:
@@ -733,7 +735,7 @@ class Backplane(ClusterVerbs):
 
     def _outbox(self, runtime: Runtime, backlog: Backlog | None) -> Outbox:
         backlog = self._backlog if backlog is None else _checked_backlog(backlog)
-        return Outbox(backlog, bursts=runtime.bursts, waiting=runtime.waiting)
+        return Outbox(backlog, journal=runtime.journal, waiting=runtime.waiting)
 
     def _check_configurable(self, name: str) -> None:
         if self._lifecycle.is_started:
@@ -749,8 +751,8 @@ class Backplane(ClusterVerbs):
         for callback in self._state_callbacks:
             try:
                 callback(change)
-            except Exception:
-                logger.exception("a callback of on_state failed")
+            except Exception as error:
+                write(logger, HOOK_FAILED, "a callback of %(hook)s failed", hook="on_state", exc_info=error)
 
     def _unstarted(self) -> Backplane:
         """Return another one like this, for a thread that publishes."""

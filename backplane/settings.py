@@ -21,6 +21,7 @@ _CHOICES: Final = {
     "outage": get_args(Outage),
     "refuse_after_accept": (False, True),
     "path_test": (False, True),
+    "log_names": (True, False),
 }
 
 
@@ -68,6 +69,10 @@ class Settings:
             any reason. One that iterates ends at once; one that waits for something else, or is in the middle of its
             work, is cancelled after this time (`asyncio.CancelledError`), and again if it swallows that. A drain waits
             as long for handlers. Defaults to 10.
+        log_names: Whether the log names channels and users as they are. `False` logs a hash of each, the same for the
+            same name, in fields and in sentences, from the start of the backplane on and for the whole process; an
+            error is then logged with its place and without its traceback. With a `control_secret` the hashes are made
+            with it. What the live page and commands show is not changed. Defaults to `True`.
         max_connections: Most clients of this worker; more are refused with 429. Defaults to none.
         worker_heartbeat_seconds: With `Backplane(cluster=True)`, how often a worker sends a heartbeat to the others;
             above 150 workers it grows, to a fiftieth of a second for each. Every worker must have the same. Defaults to
@@ -108,6 +113,7 @@ class Settings:
     max_backoff_seconds: float = 5.0
     drain_seconds: float = 5.0
     handler_grace_seconds: float = 10.0
+    log_names: bool = True
     max_connections: int | None = None
     worker_heartbeat_seconds: float = 3.0
     worker_down_seconds: float = 10.0

@@ -13,7 +13,7 @@ from mkdocs_hooks.decisions import decisions
 from mkdocs_hooks.errors import error_tree, errors
 from mkdocs_hooks.histories import histories
 from mkdocs_hooks.layers import layers
-from mkdocs_hooks.log_events import log_events
+from mkdocs_hooks.log_events import log_events, log_lines
 from mkdocs_hooks.metrics import metrics
 from mkdocs_hooks.options import adapter_options, options, statistics
 from mkdocs_hooks.pages import pages
@@ -40,6 +40,7 @@ BLOCKS: Final[dict[str, Callable[..., str]]] = {
     "histories": histories,
     "layers": layers,
     "log-events": log_events,
+    "log-lines": log_lines,
     "metrics": metrics,
     "options": options,
     "pages": pages,

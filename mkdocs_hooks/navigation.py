@@ -46,6 +46,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
         "deployment",
         "health-and-metrics",
         "metrics",
+        "logs",
         "live-page",
         "monitoring",
         "runbook",

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from backplane.adapters.ipc.wire import Decoder, WireError
 from backplane.concurrency.fork import close_in_children
+from backplane.journal.events import PEER_REFUSED
 
 if TYPE_CHECKING:
     import asyncio
 
-    from backplane.log_bursts import LogBursts
+    from backplane.journal.journal import Journal
 
 __all__ = ["PeerLink", "PeerLinkOwner"]
 
@@ -62,10 +63,10 @@ class PeerLink:
         sock: The socket, which the link owns from now on.
         owner: Receives the callbacks; may be replaced.
         max_payload_bytes: Largest payload of a frame.
-        bursts: Logs connections that do not speak the protocol.
+        journal: Logs connections that do not speak the protocol.
     """
 
-    __slots__ = ("_bursts", "_decoder", "_loop", "_sock", "_waiting", "_writable", "backlog_bytes", "closed", "owner")
+    __slots__ = ("_decoder", "_journal", "_loop", "_sock", "_waiting", "_writable", "backlog_bytes", "closed", "owner")
 
     def __init__(
         self,
@@ -73,10 +74,10 @@ class PeerLink:
         sock: socket.socket,
         owner: PeerLinkOwner,
         max_payload_bytes: int,
-        bursts: LogBursts,
+        journal: Journal,
     ) -> None:
         self.owner: PeerLinkOwner = owner
-        self._bursts = bursts
+        self._journal = journal
         self.backlog_bytes: int = 0
         self.closed: bool = False
         self._loop = loop
@@ -180,8 +181,8 @@ class PeerLink:
                 if self.closed:
                     return
         except WireError as error:
-            message = "dropped a connection that does not speak the protocol: %s"
-            self._bursts.log(logger, logging.WARNING, message, error)
+            words = "dropped a connection that does not speak the protocol: %(reason)s"
+            self._journal.log(logger, PEER_REFUSED, words, reason=error)
             self._end(complete=False, valid=False)
 
     def _end(self, *, complete: bool, valid: bool) -> None:

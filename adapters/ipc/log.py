@@ -21,6 +21,7 @@ from backplane.adapters.ipc.log_recall import recall
 from backplane.adapters.ipc.log_record import Record, build_record
 from backplane.adapters.ipc.log_writer import LogWriter
 from backplane.errors import BrokerError, BrokerUnavailableError, PublishError
+from backplane.journal.events import HISTORY_LOST, HISTORY_RETRY
 from backplane.message import Place, Position, Receipt
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from backplane.broadcaster import Recalled, Sink
     from backplane.history_rules import History, HistoryRules
-    from backplane.log_bursts import LogBursts
+    from backplane.journal.journal import Journal
 
 __all__ = ["HistoryLog"]
 
@@ -53,7 +54,7 @@ class HistoryLog:
         folder: The private folder of the application.
         rules: The rules of the channels.
         sink: Receives what is read on the channels that were joined.
-        bursts: Logs errors of reading.
+        journal: Logs errors of reading.
         announce: Called with channel, payload and the offset of the end of each record that this process has written:
             notifies the peers.
         max_bytes: How large the log may be.
@@ -71,7 +72,7 @@ class HistoryLog:
         folder: Path,
         rules: HistoryRules,
         sink: Sink,
-        bursts: LogBursts,
+        journal: Journal,
         announce: Callable[[bytes, bytes, int], None],
         *,
         max_bytes: int,
@@ -80,7 +81,7 @@ class HistoryLog:
         self._folder = folder
         self._rules = rules
         self._sink = sink
-        self._bursts = bursts
+        self._journal = journal
         self._announce = announce
         self._max_bytes = max_bytes
         self._max_age_seconds = max([_MIN_AGE_SECONDS, *(rule.max_age_seconds for _, rule in rules)])
@@ -312,7 +313,9 @@ class HistoryLog:
         try:
             more = reader.read(limit)
         except OSError as error:  # the next look tries again
-            self._bursts.log(logger, logging.WARNING, "cannot read the history (%s), trying again", error.strerror)
+            self._journal.log(
+                logger, HISTORY_RETRY, "cannot read the history (%(reason)s), trying again", reason=error.strerror
+            )
             return
         if more and not self._closed:
             self._limit = limit
@@ -365,7 +368,9 @@ class HistoryLog:
         try:
             skipped = reader.resync()
         except OSError as error:
-            self._bursts.log(logger, logging.WARNING, "cannot read the history (%s), trying again", error.strerror)
+            self._journal.log(
+                logger, HISTORY_RETRY, "cannot read the history (%(reason)s), trying again", reason=error.strerror
+            )
             return False
         if skipped:
             self._report_gap("the history was removed before this process had read it")
@@ -380,7 +385,8 @@ class HistoryLog:
         try:
             bases = self._files.trim(self._max_bytes, self._max_age_seconds)
         except OSError as error:
-            self._bursts.log(logger, logging.WARNING, "cannot remove old history (%s)", error.strerror)
+            words = "cannot remove old history (%(reason)s)"
+            self._journal.log(logger, HISTORY_RETRY, words, reason=error.strerror)
             return
         if self._reader is not None and bases:
             self._reader.drop_before(bases[0])
@@ -403,14 +409,16 @@ class HistoryLog:
 
         Its positions have another epoch, so whatever was missed shows.
         """
-        self._bursts.log(logger, logging.WARNING, "the files of the history were removed, beginning a new one")
+        self._journal.log(logger, HISTORY_LOST, "the files of the history were removed, beginning a new one")
         files = LogFiles(self._folder)
         try:
             files.open()
             writer = LogWriter(files, max_bytes=self._max_bytes)
             reader = LogReader(files, self._take) if self._reader is not None else None
         except (OSError, BrokerError) as error:
-            self._bursts.log(logger, logging.WARNING, "cannot begin a new history (%s), trying again", error)
+            self._journal.log(
+                logger, HISTORY_RETRY, "cannot begin a new history (%(reason)s), trying again", reason=error
+            )
             return
         self._writer.close()
         if self._reader is not None:

@@ -13,6 +13,8 @@ from backplane.adapters.ipc.peer import Peer
 from backplane.adapters.ipc.pending_connection import PendingConnection
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerUnavailableError
+from backplane.journal.events import PEER_LOST, PEER_REFUSED
+from backplane.journal.writing import write
 from backplane.unix_sockets.listener import Listener
 from backplane.unix_sockets.sockets import foreign_peer, is_socket_name, list_sockets
 
@@ -106,7 +108,7 @@ class IpcNode:
         """
         state = self._state
         if state.log is None and rules:
-            state.log = HistoryLog(state.folder, rules, state.sink, state.bursts, self._announce, max_bytes=max_bytes)
+            state.log = HistoryLog(state.folder, rules, state.sink, state.journal, self._announce, max_bytes=max_bytes)
 
     @property
     def log(self) -> HistoryLog:
@@ -138,7 +140,8 @@ class IpcNode:
 
         if not await self._wait(lambda: self._state.closing or not unconfirmed()):
             for peer in unconfirmed():
-                logger.warning("peer %s has not confirmed a subscription in time, going on without it", peer.name)
+                words = "peer %(peer)s has not confirmed a subscription in time, going on without it"
+                write(logger, PEER_LOST, words, peer=peer.name)
                 peer.publisher.stop_waiting()
         if self._state.closing:
             raise BrokerUnavailableError("stopped while subscribing", adapter="ipc")
@@ -196,7 +199,7 @@ class IpcNode:
         self._listener.close()
         if self._state.log is not None:
             self._state.log.close()
-        self._state.bursts.flush()
+        self._state.journal.flush()
         for peer in self._peers.values():
             peer.publisher.cancel_retry()
         for connection in self._pending:
@@ -239,7 +242,8 @@ class IpcNode:
     def _accept(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError):  # the connection has ended already; the link will report that
             if (user := foreign_peer(connection)) is not None:
-                self._state.bursts.log(logger, logging.WARNING, "refused a connection of user %d", user)
+                words = "refused a connection of user %(user)d"
+                self._state.journal.log(logger, PEER_REFUSED, words, user=user)
                 return connection.close()
         self._pending.add(PendingConnection(self._state, connection, self))
 

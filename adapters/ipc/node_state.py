@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from backplane.adapters.ipc.link import PeerLink
 from backplane.adapters.ipc.subscriber_index import Subscriber, SubscriberIndex
-from backplane.log_bursts import LogBursts
+from backplane.journal.journal import Journal
 from backplane.message import ALL
 
 if TYPE_CHECKING:
@@ -40,15 +40,15 @@ class NodeState:
         published: How many messages this process has published.
         changed: Set at each change that a waiting `IpcNode` call may wait for.
         closing: The node stops; a connection that ends is not replaced.
-        bursts: Logs what a foreign process can cause.
+        journal: Logs what a foreign process can cause.
     """
 
     __slots__ = (
-        "bursts",
         "changed",
         "channels",
         "closing",
         "folder",
+        "journal",
         "log",
         "loop",
         "max_payload_bytes",
@@ -72,11 +72,11 @@ class NodeState:
         self.published: int = 0
         self.changed: asyncio.Event = asyncio.Event()
         self.closing: bool = False
-        self.bursts: LogBursts = LogBursts()
+        self.journal: Journal = Journal()
 
     def open_link(self, sock: socket.socket, owner: PeerLinkOwner) -> PeerLink:
         """Return a link over `sock`, whose frames go to `owner`."""
-        return PeerLink(self.loop, sock, owner, self.max_payload_bytes, self.bursts)
+        return PeerLink(self.loop, sock, owner, self.max_payload_bytes, self.journal)
 
     def report_gap(self, keys: Collection[bytes], reason: str) -> None:
         """Report that messages of `keys` may be missing; channels that are no longer subscribed to are left out."""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from backplane.adapters.ipc.publisher_connection import PublisherConnection
 from backplane.adapters.ipc.subscriber_connection import SubscriberConnection
+from backplane.journal.events import PEER_LOST
+from backplane.journal.writing import write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +67,7 @@ class Peer:
     def stop_waiting(self) -> None:
         """Go on without a peer that is not connected in time; it reports a gap for what it misses, and so do we."""
         if self.is_connecting:
-            logger.warning("peer %s does not answer, starting without it", self.name)
+            write(logger, PEER_LOST, "peer %(peer)s does not answer, starting without it", peer=self.name)
         if not self.publisher.welcomed:
             self.publisher.stop_waiting()
         if not self.subscriber.ready:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from backplane.adapters.ipc import wire
 from backplane.adapters.ipc.ledger import Ledger
+from backplane.journal.events import PEER_LOST
+from backplane.journal.writing import write
 from backplane.unix_sockets.sockets import connect_socket, remove_stale
 
 if TYPE_CHECKING:
@@ -119,7 +121,8 @@ class PublisherConnection:
             remove_stale(path)
             self._callbacks.peer_died()
         except OSError as error:
-            logger.warning("cannot connect to peer %s (%s), trying again in a second", self._name, error.strerror)
+            words = "cannot connect to peer %(peer)s (%(reason)s), trying again in a second"
+            write(logger, PEER_LOST, words, peer=self._name, reason=error.strerror)
             self.stop_waiting()
             self._retry = self._state.loop.call_later(_RETRY_SECONDS, self.connect)
         else:
@@ -230,7 +233,8 @@ class PublisherConnection:
         if self._attempts < _MAX_ATTEMPTS and (valid or was_welcomed):
             self.connect()
             return
-        logger.warning("peer %s does not take our connection, ignoring it until it connects again", self._name)
+        words = "peer %(peer)s does not take our connection, ignoring it until it connects again"
+        write(logger, PEER_LOST, words, peer=self._name)
         self.stop_waiting()
 
     def _take_nudge(self, offset: int) -> None:

@@ -6,6 +6,8 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from backplane.adapters.ipc import wire
+from backplane.journal.events import PEER_LOST
+from backplane.journal.writing import write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -149,7 +151,8 @@ class SubscriberConnection:
     def _cut_off(self) -> None:
         """Send nothing more, but read on: a notice about the peer's own backlog may still be in the socket."""
         bound = self._state.max_peer_backlog_bytes
-        logger.warning("cut peer %s, for which more than %d bytes would wait", self._name, bound)
+        words = "cut peer %(peer)s, for which more than %(bytes)d bytes would wait"
+        write(logger, PEER_LOST, words, peer=self._name, bytes=bound)
         self._state.subscribers.remove_all(self)
         if self.link is not None:
             self.link.end_writing()

@@ -29,6 +29,8 @@ from backplane.broadcaster import Broadcaster, Capabilities, Options, malformed_
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerError, ConfigurationError, PublishError, SubscribeError
 from backplane.header import path_test_id
+from backplane.journal.events import ADAPTER_FAULT, BROKER_MISFIT
+from backplane.journal.writing import write
 from backplane.message import Position, Receipt
 
 if TYPE_CHECKING:
@@ -189,7 +191,7 @@ class KafkaBroadcaster(Broadcaster):
             try:
                 await self._require_reader()
             except NotReadableError as error:
-                logger.warning("%s", error)  # the next `subscribe` raises it
+                write(logger, BROKER_MISFIT, "%(reason)s", reason=error)  # the next `subscribe` raises it
 
     async def stop(self) -> None:
         """Close the link; publishes without an answer raise `PublishOutcomeUnknownError`."""
@@ -337,10 +339,12 @@ class KafkaBroadcaster(Broadcaster):
         self._producer.max_payload_bytes = self._max_payload_bytes
         if limits.is_compacted and not self._warned_of_compaction:
             self._warned_of_compaction = True
-            logger.warning(
-                "topic %r is compacted: the broker deletes each message that a later one of its channel has replaced, "
-                "so a worker that was away misses some, with a gap; set cleanup.policy=delete",
-                self.options.topic,
+            write(
+                logger,
+                BROKER_MISFIT,
+                "topic %(topic)r is compacted: the broker deletes each message that a later one of its channel has "
+                "replaced, so a worker that was away misses some, with a gap; set cleanup.policy=delete",
+                topic=self.options.topic,
             )
 
     async def _require_reader(self) -> KafkaReader:
@@ -376,7 +380,7 @@ class KafkaBroadcaster(Broadcaster):
         if task.cancelled() or (error := task.exception()) is None:
             return
         if not isinstance(error, BrokerError):
-            logger.error("unexpected error on the link to %s", self.url, exc_info=error)
+            write(logger, ADAPTER_FAULT, "unexpected error on the link to %(url)s", url=self.url, exc_info=error)
             error = unavailable(f"unexpected error: {error!r}")
         self._lost(error)
 

@@ -21,6 +21,8 @@ from backplane.adapters.kafka.scan import Scan
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerError
 from backplane.history_rules import HistoryRules
+from backplane.journal.events import HISTORY_MISFIT
+from backplane.journal.writing import write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -141,12 +143,15 @@ class KafkaHistory:
         """Log, once per link and partition, that the log is longer than what is read of it."""
         if scan.is_cut_short and partition not in self._cut_short:
             self._cut_short.add(partition)
-            logger.warning(
-                "the history of channels in partition %d of topic %r was read %d bytes back and no further: older "
-                "positions are not found; more partitions, compression, or a shorter max_age_seconds make that rarer",
-                partition,
-                self._link.target.topic,
-                self._max_scan_bytes,
+            write(
+                logger,
+                HISTORY_MISFIT,
+                "the history of channels in partition %(partition)d of topic %(topic)r was read %(bytes)d bytes back "
+                "and no further: older positions are not found; more partitions, compression, or a shorter "
+                "max_age_seconds make that rarer",
+                partition=partition,
+                topic=self._link.target.topic,
+                bytes=self._max_scan_bytes,
             )
 
     def _rings_aside(self, ends: Mapping[int, int]) -> HistoryRings:

@@ -18,6 +18,8 @@ from backplane.adapters.kafka.connect_error import clock_hint, unavailable
 from backplane.adapters.kafka.connection import ConnectionEndedError
 from backplane.adapters.kafka.records import partition_hash
 from backplane.errors import PublishError, PublishOutcomeUnknownError
+from backplane.journal.events import BROKER_READ_ONLY, PUBLISH_LOST
+from backplane.journal.writing import write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -167,7 +169,7 @@ class KafkaProducer:
             raise unavailable(f"no producer id: {error_name(code)}")
         reason = f"not authorized to publish to topic {link.target.topic!r} ({error_name(code)}): grant WRITE on it"
         if self._denied_reason != reason:
-            logger.warning("this process can only subscribe: %s", reason)
+            write(logger, BROKER_READ_ONLY, "this process can only subscribe: %(reason)s", reason=reason)
         self._denied_reason = reason
         self.fail(reason)
 
@@ -249,7 +251,8 @@ class KafkaProducer:
                 self._replace(partition, batch, batch.halves())
                 continue
             self._queues[partition].popleft()
-            logger.warning("gave up a message on channel %r: each connection on which it was sent ended", batch.key)
+            words = "gave up a message on channel %(channel)r: each connection on which it was sent ended"
+            write(logger, PUBLISH_LOST, words, level=logging.WARNING, channel=batch.key.decode(errors="replace"))
             batch.fail(_unknown(f"{reason} each time it was sent: is it larger than socket.request.max.bytes?"))
             self._reset_producer_id()  # whether its sequence number was used is not known
 

@@ -19,6 +19,8 @@ from backplane.adapters.kafka.protocol import NO_EPOCH, NO_TOPIC_ID
 from backplane.adapters.kafka.records import codec_problem, read_batches
 from backplane.adapters.kafka.ring import LogIdentity
 from backplane.header import path_test_id
+from backplane.journal.events import BROKER_CHANGED, BROKER_MISFIT, HISTORY_LOST
+from backplane.journal.writing import write
 from backplane.message import ALL, UncheckedPlace
 
 if TYPE_CHECKING:
@@ -307,7 +309,7 @@ class KafkaReader:
                 return
             if batch.codec and batch.codec not in self._missing_codecs:
                 self._missing_codecs.add(batch.codec)
-                logger.error("%s", codec_problem(batch.codec))
+                write(logger, BROKER_MISFIT, "%(reason)s", level=logging.ERROR, reason=codec_problem(batch.codec))
             unreadable = batch.problem or unreadable
             if is_complete and not batch.is_complete:
                 is_complete = False  # one gap is enough: everything in this answer was published before it
@@ -448,12 +450,12 @@ class KafkaReader:
         sink = self._sink
         self.close()
         if sink is not None:
-            logger.warning("%s", reason)
+            write(logger, BROKER_CHANGED, "%(reason)s", reason=reason)
             channels = list(self.channels.values())
             self.channels.clear()
             sink.revoked(channels, reason)
 
 
 def _report_gap(sink: Sink, reason: str, channels: Collection[str] | All = ALL) -> None:
-    logger.warning("messages may be missing: %s", reason)
+    write(logger, HISTORY_LOST, "messages may be missing: %(reason)s", reason=reason)
     sink.gap(channels, reason)

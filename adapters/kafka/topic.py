@@ -11,6 +11,8 @@ from backplane.adapters.kafka.codes import Meaning, error_name, meaning
 from backplane.adapters.kafka.connect_error import unavailable
 from backplane.adapters.kafka.records import codec_problem
 from backplane.errors import BrokerError
+from backplane.journal.events import HISTORY_CREATED
+from backplane.journal.writing import write
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -119,12 +121,14 @@ async def _create_topic(
     finally:
         controller.abort()
     if code == 0:
-        logger.info(
-            "created topic %r: %d partitions, each on %d of %d brokers",
-            topic,
-            partitions,
-            replicas,
-            len(topology.addresses),
+        write(
+            logger,
+            HISTORY_CREATED,
+            "created topic %(topic)r: %(partitions)d partitions, each on %(replicas)d of %(brokers)d brokers",
+            topic=topic,
+            partitions=partitions,
+            replicas=replicas,
+            brokers=len(topology.addresses),
         )
     elif code == _EXISTS:  # another process has created it meanwhile
         return

@@ -33,6 +33,8 @@ from backplane.adapters.shared.error_chain import reason_of
 from backplane.concurrency.shared_future import outcome_of
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerError, BrokerUnavailableError, PayloadTooLargeError, PublishError
+from backplane.journal.events import HISTORY_CREATED, HISTORY_LOST, HISTORY_MISFIT, HISTORY_RETRY
+from backplane.journal.writing import write
 from backplane.message import Position, Receipt
 
 if TYPE_CHECKING:
@@ -251,7 +253,8 @@ class NatsHistory:
         except JetStreamError as error:
             if error.number != NO_STREAM:
                 raise
-        logger.info("stream %s, which keeps the history of %r, is created", stream.name, stream.pattern)
+        words = "stream %(stream)s, which keeps the history of %(channel)r, is created"
+        write(logger, HISTORY_CREATED, words, stream=stream.name, channel=stream.pattern)
         return await jetstream.create(
             stream,
             storage=self._options.history_storage,
@@ -280,10 +283,12 @@ class NatsHistory:
         stream.max_age_seconds = config.max_age / _NANOSECONDS if config.max_age > 0 else float("inf")
         if info.created != stream.created:
             if stream.created:
-                logger.warning("stream %s was deleted and created again: its history begins anew", stream.name)
+                words = "stream %(stream)s was deleted and created again: its history begins anew"
+                write(logger, HISTORY_LOST, words, stream=stream.name)
             stream.created, stream.seen = info.created, 0
         elif info.state.last_seq < seen:
-            logger.warning("stream %s has lost its newest messages: it ends at %d", stream.name, info.state.last_seq)
+            words = "stream %(stream)s has lost its newest messages: it ends at %(last)d"
+            write(logger, HISTORY_LOST, words, stream=stream.name, last=info.state.last_seq)
             stream.seen = info.state.last_seq
             self.logs.forget_newest(stream)
         stream.reached = info.state.last_seq
@@ -305,13 +310,15 @@ class NatsHistory:
         others = {name: getattr(config, name) for name, value in wanted.items() if getattr(config, name) != value}
         if others and stream.name not in self._differs:
             self._differs.add(stream.name)
-            logger.warning(
-                "stream %s, of the channels %r, is used as it is: it has %s, and this process is configured for %s%s",
-                stream.name,
-                stream.pattern,
-                others,
-                {name: wanted[name] for name in others},
-                _FORGETS_KEYS if config.duplicate_window < DUPLICATE_WINDOW_SECONDS * _NANOSECONDS else "",
+            hint = _FORGETS_KEYS if config.duplicate_window < DUPLICATE_WINDOW_SECONDS * _NANOSECONDS else ""
+            ours = {name: wanted[name] for name in others}
+            write(
+                logger,
+                HISTORY_MISFIT,
+                "stream %(stream)s, of the channels %(channel)r, is used as it is: it has %(reason)s",
+                stream=stream.name,
+                channel=stream.pattern,
+                reason=f"{others}, and this process is configured for {ours}{hint}",
             )
 
     def _look(self, stream: Stream) -> None:
@@ -365,9 +372,11 @@ class NatsHistory:
                 async with PatientTimeout(_API_SECONDS):
                     await self._prepare(JetStream(link), stream)
         except BrokerUnavailableError as error:
-            logger.debug("stream %s is not available: %s", stream.name, error.reason)
+            words = "stream %(stream)s is not available: %(reason)s"
+            write(logger, HISTORY_RETRY, words, level=logging.DEBUG, stream=stream.name, reason=error.reason)
         except BrokerError as error:
-            logger.warning("stream %s cannot be created again: %s", stream.name, error.reason)
+            words = "stream %(stream)s cannot be created again: %(reason)s"
+            write(logger, HISTORY_RETRY, words, stream=stream.name, reason=error.reason)
         finally:
             del self._restoring[stream]
 

@@ -32,6 +32,8 @@ from backplane.adapters.redis.server_info import info_fields
 from backplane.adapters.redis.subscriber_link import SubscriberLink
 from backplane.broadcaster import Broadcaster, Capabilities
 from backplane.errors import BrokerError, BrokerUnavailableError, ConfigurationError, SubscribeError
+from backplane.journal.events import ADAPTER_FAULT, BROKER_DETAIL, BROKER_MISFIT
+from backplane.journal.writing import write
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -92,11 +94,13 @@ class RedisBroadcaster(Broadcaster):
         self._replaced_at = float("-inf")
         self._looked_for_others = False
         if self._database:
-            logger.warning(
-                "%s names database %d, and Redis pub/sub has no databases: other applications on this server share "
-                "its channels. The option prefix separates them: ?prefix=myapp:",
-                url,
-                self._database,
+            write(
+                logger,
+                BROKER_MISFIT,
+                "%(url)s names database %(database)d, and Redis pub/sub has no databases: other applications on this "
+                "server share its channels. The option prefix separates them: ?prefix=myapp:",
+                url=url,
+                database=self._database,
             )
 
     @property
@@ -239,10 +243,12 @@ class RedisBroadcaster(Broadcaster):
         except hiredis.ReplyError:  # an ACL denies it
             return
         if is_shared:
-            logger.warning(
-                "%s holds keys, so others seem to use it: what they publish to a channel of the same name reaches your "
-                "clients, and yours theirs. The option prefix keeps them apart: ?prefix=myapp:",
-                self.url,
+            write(
+                logger,
+                BROKER_MISFIT,
+                "%(url)s holds keys, so others seem to use it: what they publish to a channel of the same name reaches "
+                "your clients, and yours theirs. The option prefix keeps them apart: ?prefix=myapp:",
+                url=self.url,
             )
 
     @staticmethod
@@ -288,7 +294,8 @@ class RedisBroadcaster(Broadcaster):
             try:
                 await subscriber.check(b"PING")
             except hiredis.ReplyError as error:
-                logger.debug("the server refuses PING, which is an answer all the same: %s", error)
+                words = "the server refuses PING, which is an answer all the same: %(reason)s"
+                write(logger, BROKER_DETAIL, words, reason=error)
             await subscriber.repeat_unsubscribes()
 
     async def _subscribe(
@@ -340,7 +347,7 @@ class RedisBroadcaster(Broadcaster):
         self._publisher.inherit(publisher)
         self._publisher.server, self._publisher.address = publisher.server, publisher.address
         self._replacing = asyncio.create_task(self._replace(self._publisher, subscriber), name="backplane-redis")
-        logger.debug("the connection that publishes is replaced: %s", error)
+        write(logger, BROKER_DETAIL, "the connection that publishes is replaced: %(reason)s", reason=error)
 
     async def _replace(self, publisher: PublisherLink, subscriber: SubscriberLink) -> None:
         loop = asyncio.get_running_loop()
@@ -355,7 +362,8 @@ class RedisBroadcaster(Broadcaster):
         except BrokerError as error:
             self._lost(error)
         except Exception as error:
-            logger.exception("unexpected error while connecting to %s", self._primary.endpoint.where)
+            words = "unexpected error while connecting to %(url)s"
+            write(logger, ADAPTER_FAULT, words, url=self._primary.endpoint.where, exc_info=error)
             self._lost(unavailable(f"the connection that publishes ended: {error!r}"))
 
     def _leave_replica(self, error: hiredis.ReplyError) -> None:

@@ -20,6 +20,8 @@ from backplane.adapters.redis.link import pack_arguments
 from backplane.adapters.redis.scripts import GRANTS, KEEP, KEEP_ONCE, PERMITTED, RECALL, SCRIPTS
 from backplane.broadcaster import KeptMessage, Recalled
 from backplane.errors import BrokerError, ConfigurationError
+from backplane.journal.events import HISTORY_MISFIT
+from backplane.journal.writing import write
 from backplane.message import Place, Position, Receipt
 
 if TYPE_CHECKING:
@@ -204,7 +206,8 @@ class RedisHistory:
             raise unavailable(f"{where} is a replica, and messages are kept by the primary: {text}") from reply
         if text.startswith(("OOM", "MISCONF", "NOREPLICAS")):
             # Messages that are not kept can be published all the same, so the link must be usable.
-            logger.warning("%s keeps no messages at present, so publishes with a history fail: %s", where, text)
+            words = "%(url)s keeps no messages at present, so publishes with a history fail: %(reason)s"
+            write(logger, HISTORY_MISFIT, words, url=where, reason=text)
         elif classify_reply(reply) == "passing":
             raise unavailable(f"{where} takes no commands at present: {text}") from reply
         else:

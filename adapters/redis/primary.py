@@ -19,6 +19,8 @@ from backplane.adapters.redis.errors import unavailable
 from backplane.adapters.redis.publisher_link import PublisherLink
 from backplane.adapters.redis.server_info import format_address, primary_of
 from backplane.errors import BrokerError, ConfigurationError
+from backplane.journal.events import BROKER_DETAIL, BROKER_MISFIT
+from backplane.journal.writing import write
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -104,7 +106,7 @@ class Primary:
             # Where an ACL denies ROLE it is not asked again: the server records each denial in its ACL LOG.
             reply = await publisher.check(b"ROLE" if server.role else b"PING")
         except hiredis.ReplyError as error:
-            logger.debug("the role was not reported: %s", error)
+            write(logger, BROKER_DETAIL, "the role was not reported: %(reason)s", reason=error)
             return
         if (primary := primary_of(reply)) and not server.is_cluster:
             raise unavailable(f"{self.endpoint.where} became a replica of {primary}")
@@ -130,7 +132,7 @@ class Primary:
             self._compared_at = now
             other = await self._open_first(addresses)
         except (BrokerError, ConfigurationError) as error:
-            logger.debug("no new connection to compare the link with: %s", error)
+            write(logger, BROKER_DETAIL, "no new connection to compare the link with: %(reason)s", reason=error)
             return
         other.end("it was compared")
         await other.closed.wait()
@@ -169,9 +171,11 @@ class Primary:
             )
         if not (server.role and server.run_id) and not self._warned:
             self._warned = True
-            logger.warning(
-                "%s does not grant this user ROLE and INFO: that the server was demoted, or that the name leads to "
-                "another one, will go unnoticed. Grant them: ACL SETUSER %s +role +info",
-                where,
-                self._url.username or "default",
+            write(
+                logger,
+                BROKER_MISFIT,
+                "%(url)s does not grant this user ROLE and INFO: that the server was demoted, or that the name leads "
+                "to another one, will go unnoticed. Grant them: ACL SETUSER %(username)s +role +info",
+                url=where,
+                username=self._url.username or "default",
             )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from backplane.concurrency.threads import start_thread
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerUnavailableError, ConfigurationError
-from backplane.log_bursts import place_of
+from backplane.journal.place import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

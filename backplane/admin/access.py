@@ -17,6 +17,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from backplane.errors import ConfigurationError
+from backplane.journal.events import HOOK_FAILED
+from backplane.journal.writing import write
 from backplane.web.origin import OriginRule
 
 if TYPE_CHECKING:
@@ -149,9 +151,13 @@ class Access:
         if isinstance(answer, str) and answer:
             return answer
         if answer is not False and answer is not None and answer != "":
-            logger.error(
-                "authorize of admin_routes returned %s, which lets no request in: return a name (str), True or False",
-                type(answer).__name__,
+            write(
+                logger,
+                HOOK_FAILED,
+                "%(hook)s of admin_routes returned %(reason)s, which lets no request in: return a name (str), True or "
+                "False",
+                hook="authorize",
+                reason=type(answer).__name__,
             )
         return None
 

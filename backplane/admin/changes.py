@@ -15,6 +15,8 @@ from backplane.channels import validate_channel
 from backplane.close_codes import CloseCode
 from backplane.errors import BackplaneError, BrokerError, ConfigurationError, InvalidChannelError, InvalidDataError
 from backplane.health_routes import broker_error_response
+from backplane.journal.events import ADMIN_ACTION
+from backplane.journal.writing import write
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -84,7 +86,7 @@ class Changes:
             body = await _body_of(request, _Publish)
             validate_channel(body.channel)
             kind = "bytes" if isinstance(body.data, bytes) else "characters"
-            _log(request, "publish", body.channel, f"{len(body.data):,} {kind}")
+            _log(self._backplane, request, "publish", body.channel, f"{len(body.data):,} {kind}")
             receipt = await self._backplane.publish(body.channel, body.data)
         except BackplaneError as error:
             return await _refused(request, error)
@@ -96,7 +98,7 @@ class Changes:
         try:
             body = await _body_of(request, _Disconnect)
             for target in body.targets:
-                _log(request, "disconnect", " ".join(filter(None, target)), f"code {body.code}")
+                _log(self._backplane, request, "disconnect", " ".join(filter(None, target)), f"code {body.code}")
             answers = await asyncio.gather(*(self._close(body, *target) for target in body.targets))
         except BackplaneError as error:
             return await _refused(request, error)
@@ -149,12 +151,10 @@ async def _body_of(request: Request, model: type[_BodyT]) -> _BodyT:
         raise InvalidDataError(f"{place}: {first['msg']}" if place else first["msg"]) from None
 
 
-def _log(request: Request, action: str, target: str, detail: str) -> None:
+def _log(backplane: Backplane, request: Request, action: str, target: str, detail: str) -> None:
     """Log a change before it is made: it may be made though its outcome is not known."""
-    logger.info(
-        "admin: %s of %r by %s (%s)",
-        action,
-        target,
-        visitor_of(request).name or "a visitor without a name",
-        detail,
-    )
+    words = "admin: %(action)s of %(target)r by %(by)s (%(reason)s)"
+    by = visitor_of(request).name or "a visitor without a name"
+    runtime = backplane._runtime  # pyright: ignore[reportPrivateUsage]
+    log = write if runtime is None else runtime.journal.log
+    log(logger, ADMIN_ACTION, words, action=action, target=target, by=by, reason=detail)

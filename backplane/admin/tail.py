@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from backplane.errors import SlowConsumerError
 from backplane.fanout.backlog import Backlog
-from backplane.log_bursts import place_of
+from backplane.journal.events import HOOK_FAILED
+from backplane.journal.place import place_of
+from backplane.journal.writing import write
 from backplane.message import Gap, Message
 
 if TYPE_CHECKING:
@@ -128,7 +130,9 @@ def _text_of(message: Message, redact: Callable[[Message], str] | None) -> tuple
         try:
             text = str(redact(message))
         except Exception as error:  # a failure of the application's function must not show what it should hide
-            logger.error("redact of admin_routes failed: %s", place_of(error))  # noqa: TRY400
+            write(
+                logger, HOOK_FAILED, "%(hook)s of admin_routes failed: %(error)s", hook="redact", error=place_of(error)
+            )
             text = "(redact failed)"
     elif isinstance(message.data, bytes):
         return message.data[: MAX_SHOWN_BYTES // 3].hex(" "), len(message.data) > MAX_SHOWN_BYTES // 3

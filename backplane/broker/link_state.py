@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from backplane.broker.link_tally import LinkTally
+from backplane.journal.events import LINK_CLOSED, LINK_LIVE, LINK_LOST, LINK_RECOVERED
+from backplane.journal.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backplane.broker.session import LinkSession
+    from backplane.journal.events import Event
 
 __all__ = ["LinkState", "LinkStatus", "StateChange"]
 
@@ -46,6 +49,18 @@ class StateChange:
     reason: str
 
 
+def _event_of(change: StateChange) -> Event:
+    """Return what is logged of a change.
+
+    The end of an outage is a warning, as its beginning is: where INFO is off, a log would show it without its end.
+    """
+    if change.new == "degraded":
+        return LINK_LOST
+    if change.new == "live":
+        return LINK_RECOVERED if change.old == "degraded" else LINK_LIVE
+    return LINK_CLOSED
+
+
 class LinkStatus:
     """The present state of the link, and its session.
 
@@ -54,6 +69,7 @@ class LinkStatus:
     Args:
         session: The first session, which is not opened yet.
         on_change: Called at once with every change of the state; must not raise.
+        journal: How changes are logged. Defaults to one of its own.
 
     Attributes:
         state: State of the link.
@@ -62,8 +78,14 @@ class LinkStatus:
         generation: How many sessions the worker has tried to open so far, the present one included.
     """
 
-    def __init__(self, session: LinkSession, on_change: Callable[[StateChange], None] | None = None) -> None:
+    def __init__(
+        self,
+        session: LinkSession,
+        on_change: Callable[[StateChange], None] | None = None,
+        journal: Journal | None = None,
+    ) -> None:
         self._on_change = on_change
+        self._journal = journal or Journal()
         self._changed = asyncio.Event()
         self.tally: LinkTally = LinkTally()
         self.state: LinkState = "starting"
@@ -89,10 +111,7 @@ class LinkStatus:
         if state == self.state:
             return
         change = StateChange(old=self.state, new=state, generation=self.generation, reason=reason)
-        # An outage is logged as a warning at its end too: where INFO is off, a log would show it without its end.
-        is_warning = state == "degraded" or (self.state, state) == ("degraded", "live")
-        level = logging.WARNING if is_warning else logging.INFO
-        logger.log(level, "%s -> %s (generation %d): %s", self.state, state, self.generation, reason)
+        self._log(change)
         self.state = state
         if state == "degraded":
             self.tally.began()
@@ -101,6 +120,17 @@ class LinkStatus:
         self.wake()
         if self._on_change is not None:
             self._on_change(change)
+
+    def _log(self, change: StateChange) -> None:
+        self._journal.log(
+            logger,
+            _event_of(change),
+            "%(old)s -> %(state)s (generation %(generation)d): %(reason)s",
+            old=change.old,
+            state=change.new,
+            generation=change.generation,
+            reason=change.reason,
+        )
 
     async def changed(self) -> None:
         """Wait for the next change of the state, or for `wake`."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from backplane.broker.probe import SilentLinkError
 from backplane.errors import BrokerError, BrokerUnavailableError
+from backplane.journal.events import LINK_RETRY
+from backplane.journal.writing import write
 
 if TYPE_CHECKING:
     from backplane.broadcaster import BrokerUrl
@@ -46,11 +48,19 @@ class OutageLog:
         self._tries += 1
         is_new = type(error) not in self._known
         if not is_new and self.seconds < self._next_line_seconds:
-            return logger.debug("still no link to %s: %s", url, error)
+            words = "still no link to %(url)s: %(reason)s"
+            return write(logger, LINK_RETRY, words, level=logging.DEBUG, url=url, reason=error)
         self._known.add(type(error))
         while self.seconds >= self._next_line_seconds:
             self._next_line_seconds *= 2
         fault = None if isinstance(error, BrokerError) else error  # a fault of an adapter: its traceback shows where
-        logger.warning(
-            "still no link to %s after %.0f s, tries: %d: %s", url, self.seconds, self._tries, error, exc_info=fault
+        write(
+            logger,
+            LINK_RETRY,
+            "still no link to %(url)s after %(seconds).0f s, tries: %(tries)d: %(reason)s",
+            url=url,
+            seconds=self.seconds,
+            tries=self._tries,
+            reason=error,
+            exc_info=fault,
         )

@@ -19,6 +19,8 @@ from backplane.channels import RESERVED_PREFIX
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerUnavailableError, PublishError, PublishOutcomeUnknownError, SubscribeError
 from backplane.histogram import Histogram
+from backplane.journal.events import PROBE_DENIED
+from backplane.journal.writing import write
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -138,11 +140,10 @@ class DeliveryProbe:
         return True
 
     def _give_up(self, reason: object) -> None:
-        level = logging.DEBUG if self._is_refusal_logged else logging.WARNING  # once, not for every session
+        level = logging.DEBUG if self._is_refusal_logged else None  # once, not for every session
         self._is_refusal_logged = True
-        logger.log(
-            level, "no delivery probe, a silent link will go unnoticed: allow channel %s*: %s", RESERVED_PREFIX, reason
-        )
+        words = "no delivery probe, a silent link will go unnoticed: allow channel %(channel)s: %(reason)s"
+        write(logger, PROBE_DENIED, words, level=level, channel=f"{RESERVED_PREFIX}*", reason=reason)
 
     def _last_activity(self, session: LinkSession) -> float:
         """When something last arrived on the quieter direction; without subscriptions only the publish path counts."""

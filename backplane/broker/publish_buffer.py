@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from backplane.broker.publish_attempt import NO_POSITION
 from backplane.concurrency.context import task_in
 from backplane.errors import BrokerUnavailableError, ClosedError, PublishError
-from backplane.log_bursts import LogBursts
+from backplane.journal.events import PUBLISH_KEPT, PUBLISH_LOST
+from backplane.journal.journal import Journal
+from backplane.journal.writing import write
 
 if TYPE_CHECKING:
     from contextvars import Context
@@ -51,18 +53,18 @@ class PublishBuffer:
         attempts: Publishes on one session.
         max_bytes: Most bytes that are kept.
         max_messages: Most messages that are kept.
-        bursts: How dropped messages are logged: it can be all of them at once.
+        journal: How dropped messages are logged: it can be all of them at once.
 
     Attributes:
         dropped: Messages that were kept and never published: refused, or still kept at the end.
     """
 
     def __init__(
-        self, attempts: PublishAttempts, *, max_bytes: int, max_messages: int, bursts: LogBursts | None = None
+        self, attempts: PublishAttempts, *, max_bytes: int, max_messages: int, journal: Journal | None = None
     ) -> None:
         self._attempts = attempts
         self._status = attempts.status
-        self._bursts = bursts or LogBursts()
+        self._journal = journal or Journal()
         self._max_bytes = max_bytes
         self._max_messages = max_messages
         self._places = count()
@@ -95,7 +97,8 @@ class PublishBuffer:
                 except (BrokerUnavailableError, PublishError) as error:
                     if self._stopped or not _may_follow(error, keep):
                         raise
-                    logger.debug("keeping what is published until the broker is back: %s", error)
+                    words = "keeping what is published until the broker is back: %(reason)s"
+                    write(logger, PUBLISH_KEPT, words, channel=channel, reason=error)
             elif self._status.state == "closed":
                 raise ClosedError("this Backplane has been stopped")
             elif self._stopped:
@@ -114,7 +117,8 @@ class PublishBuffer:
             await asyncio.wait([sender])
         if self._kept:
             self.dropped += self._count
-            logger.error("%d messages were never published: the broker was unavailable until the end", self._count)
+            words = "%(count)d messages were never published: the broker was unavailable until the end"
+            self._journal.log(logger, PUBLISH_LOST, words, count=self._count)
             self._kept.clear()
             self._count = self._size_bytes = 0
 
@@ -189,8 +193,8 @@ class PublishBuffer:
 
     def _drop(self, channel: str, error: Exception, *, exc_info: Exception | None = None) -> None:
         self.dropped += 1
-        message = "a message that was kept for channel %r is lost: %s"
-        self._bursts.log(logger, logging.ERROR, message, channel, error, exc_info=exc_info)
+        words = "a message that was kept for channel %(channel)r is lost: %(reason)s"
+        self._journal.log(logger, PUBLISH_LOST, words, channel=channel, count=1, reason=error, exc_info=exc_info)
 
 
 def _may_follow(error: BrokerError, keep: Keep | None) -> bool:

@@ -20,6 +20,8 @@ from backplane.broker.publish_attempt import PublishAttempts
 from backplane.broker.session import LinkSession
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerError, BrokerUnavailableError
+from backplane.journal.events import ADAPTER_FAULT, LINK_SUPERVISOR_FAILED
+from backplane.journal.journal import Journal
 from backplane.message import ALL
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ class Supervisor:
         on_state: Callable[[StateChange], None] | None = None,
         prepare: Callable[[], Awaitable[None]] | None = None,
         link_tasks: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
+        journal: Journal | None = None,
         stable_seconds: float = _STABLE_SECONDS,
         stop_seconds: float = _STOP_SECONDS,
         outage_log_seconds: float = FIRST_LINE_SECONDS,
@@ -89,6 +92,7 @@ class Supervisor:
         self._stable_seconds = stable_seconds
         self._stop_seconds = stop_seconds
         self._outage_log_seconds = outage_log_seconds
+        self._journal = journal or Journal()
         self._task: asyncio.Task[None] | None = None
         self._outage = OutageLog(first_line_seconds=outage_log_seconds)
         self._was_live = False
@@ -98,7 +102,7 @@ class Supervisor:
             wanted=broker_subscriptions.wanted,
             interval_seconds=settings.probe_interval_seconds,
         )
-        self.status: LinkStatus = LinkStatus(LinkSession(hub, self.probe.channel), on_state)
+        self.status: LinkStatus = LinkStatus(LinkSession(hub, self.probe.channel), on_state, self._journal)
         self.attempts: PublishAttempts = PublishAttempts(
             broadcaster, self.status, timeout_seconds=settings.publish_timeout_seconds
         )
@@ -270,7 +274,13 @@ class Supervisor:
         except* BrokerError as errors:
             error = errors
         except* Exception as errors:  # a fault of an adapter or of this package: logged, and treated as a lost link
-            logger.exception("unexpected error on the link to %s", self._broadcaster.url)
+            self._journal.log(
+                logger,
+                ADAPTER_FAULT,
+                "unexpected error on the link to %(url)s",
+                url=self._broadcaster.url,
+                exc_info=errors,
+            )
             error = errors
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
@@ -345,8 +355,14 @@ class Supervisor:
                     await self._broadcaster.suspend()
                 else:
                     await self._broadcaster.stop()
-        except Exception:  # a fault of the adapter; the next start must be tried all the same
-            logger.exception("the adapter of %s failed to stop", self._broadcaster.url)
+        except Exception as error:  # a fault of the adapter; the next start must be tried all the same
+            self._journal.log(
+                logger,
+                ADAPTER_FAULT,
+                "the adapter of %(url)s failed to stop",
+                url=self._broadcaster.url,
+                exc_info=error,
+            )
 
     def _degrade(self, reason: str) -> None:
         if self.status.state != "degraded":
@@ -355,5 +371,6 @@ class Supervisor:
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.critical("the supervisor of the link failed, nothing is delivered any more", exc_info=error)
+            words = "the supervisor of the link failed, nothing is delivered any more"
+            self._journal.log(logger, LINK_SUPERVISOR_FAILED, words, exc_info=error)
             self.status.change("degraded", f"the supervisor of the link failed: {error!r}")

@@ -31,8 +31,10 @@ from backplane.centrifugal.encoding import MAX_COMMAND_BYTES, BadFrameError
 from backplane.centrifugal.expiry import expiry_fields, latest_end
 from backplane.centrifugal.subscriptions import SdkSubscription
 from backplane.centrifugal.values import as_json
+from backplane.connection.ending import what_was_refused
 from backplane.connection.receiver import bucket_of
 from backplane.errors import PermissionExpiredError
+from backplane.journal.events import CLIENT_CLOSED, CLIENT_REFUSED, HOOK_FAILED
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -209,7 +211,8 @@ class SdkClient:
                 if not number % _SLICE:
                     await asyncio.sleep(0)
         except BadFrameError as error:
-            self._driver.log(logger, logging.INFO, "closing connection %s, a bad request: %s", connection.id, error)
+            words = "closing connection %(connection)s, a bad request: %(reason)s"
+            self._driver.log(logger, CLIENT_CLOSED, words, code=int(Disconnect.BAD_REQUEST), reason=error)
             await connection.close(Disconnect.BAD_REQUEST, "bad request")
 
     async def _take(self, command: Command) -> None:
@@ -313,13 +316,17 @@ class SdkClient:
         answer, reason = error_of(error), reason or str(error) or type(error).__name__
         if answer is None:
             answer = INTERNAL
-            words = "%s of connection %s failed"
-            driver.log(logger, logging.ERROR, words, command.name, driver.id, exc_info=error)
+            words = "%(command)s of connection %(connection)s failed"
+            driver.log(logger, HOOK_FAILED, words, command=command.name, hook=command.name, exc_info=error)
         elif command.name == "connect":
-            level = logging.INFO if isinstance(error, PermissionExpiredError) else logging.WARNING
-            driver.log(logger, level, "refused the connect of connection %s: %s", driver.id, reason)
+            level = logging.INFO if isinstance(error, PermissionExpiredError) else None
+            what = what_was_refused(error)
+            words = "refused the connect of connection %(connection)s: %(reason)s"
+            driver.log(logger, CLIENT_REFUSED, words, level=level, what=what, command="connect", reason=reason)
         else:
-            driver.log(logger, logging.INFO, "refused a %s of connection %s: %s", command.name, driver.id, reason)
+            words = "refused a %(command)s of connection %(connection)s: %(reason)s"
+            info = logging.INFO
+            driver.log(logger, CLIENT_REFUSED, words, level=info, what="command", command=command.name, reason=reason)
         if (end := close_of(command.name, error)) is not None:
             driver.closing.close(*end)
         elif command.id:
@@ -443,7 +450,7 @@ class SdkClient:
     async def _rpc(self, command: Command) -> Mapping[str, Any]:
         body = command.body
         data = await self._service.rpcs.call(
-            body.get("method", ""), self.connection, body.get("data", b""), self._driver.policy.bursts
+            body.get("method", ""), self.connection, body.get("data", b""), self._driver.policy.journal
         )
         return {"data": self.encoding.embed(data, is_json=True)}
 
@@ -504,6 +511,6 @@ class SdkClient:
         outbox.settle()
 
     def _give_up(self) -> None:
-        words = "closing connection %s: no connect within %g s"
-        self._driver.log(logger, logging.INFO, words, self._driver.id, _STALE_SECONDS)
+        words = "closing connection %(connection)s: no connect within %(seconds)g s"
+        self._driver.log(logger, CLIENT_CLOSED, words, code=int(Disconnect.STALE), seconds=_STALE_SECONDS)
         self._driver.closing.close(Disconnect.STALE, "stale")

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 from backplane.concurrency.threads import start_thread
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import ConfigurationError, InvalidTokenError, TokenCheckUnavailableError
+from backplane.journal.events import TOKEN_KEYS
+from backplane.journal.writing import write
 
 if TYPE_CHECKING:
     from jwt import PyJWK
@@ -118,13 +120,14 @@ class KeySet:
         self._fetched_at = monotonic()
         if self._has_failed:
             self._has_failed = False
-            logger.info("the keys of %s are fetched again", self._host)
+            write(logger, TOKEN_KEYS, "the keys of %(host)s are fetched again", level=logging.INFO, host=self._host)
         self._fetch.set_result(True)
 
     def _failed(self, error: Exception) -> None:
         if not self._has_failed:
             self._has_failed = True
-            logger.warning("the keys of %s cannot be fetched: %s", self._host, _reason(error))
+            words = "the keys of %(host)s cannot be fetched: %(reason)s"
+            write(logger, TOKEN_KEYS, words, host=self._host, reason=_reason(error))
         self._fetch.set_result(False)
 
 

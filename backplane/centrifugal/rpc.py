@@ -17,14 +17,15 @@ from backplane.centrifugal.codes import (
 )
 from backplane.connection.validation import validator_for
 from backplane.errors import BrokerUnavailableError, ClosedError, ConfigurationError, InvalidMessageError
-from backplane.log_bursts import place_of
+from backplane.journal.events import HOOK_FAILED
+from backplane.journal.place import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backplane.connection.connection import Connection
     from backplane.connection.validation import Validator
-    from backplane.log_bursts import LogBursts
+    from backplane.journal.journal import Journal
 
 __all__ = ["RpcRegistry"]
 
@@ -68,14 +69,14 @@ class RpcRegistry:
             raise ConfigurationError(f"there is an RPC {name!r} already: choose another name for one of the two")
         self._methods[name] = _method(name, function)
 
-    async def call(self, name: str, connection: Connection, data: bytes, bursts: LogBursts) -> bytes:
+    async def call(self, name: str, connection: Connection, data: bytes, journal: Journal) -> bytes:
         """Return the result of an RPC that a client calls.
 
         Args:
             name: Its name.
             connection: The client.
             data: What the client sends.
-            bursts: How an RPC that fails is logged.
+            journal: How an RPC that fails is logged.
 
         Raises:
             CommandError: The answer to the client: the one that the function raised, or 104 where there is no such RPC,
@@ -96,7 +97,16 @@ class RpcRegistry:
         except (ClosedError, BrokerUnavailableError):
             raise UNAVAILABLE.error() from None
         except Exception as error:
-            bursts.log(logger, logging.ERROR, "the RPC %r failed: %s", name, place_of(error))
+            words = "the RPC %(hook)r failed: %(error)s"
+            journal.log(
+                logger,
+                HOOK_FAILED,
+                words,
+                hook=name,
+                error=place_of(error),
+                connection=connection.id,
+                client_key=connection.user,
+            )
             raise INTERNAL.error() from None
 
 

@@ -16,7 +16,8 @@ from backplane.broker.backoff import Backoff
 from backplane.cluster.topics import CONTROL, WORKERS
 from backplane.errors import BackplaneError, BrokerError, PayloadTooLargeError
 from backplane.fanout.codec import encode
-from backplane.log_bursts import place_of
+from backplane.journal.events import CLUSTER_FAILED, COMMAND_FAILED, COMMAND_REJECTED
+from backplane.journal.place import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from backplane.cluster.signatures import Signer
     from backplane.fanout.batch import Batch
     from backplane.fanout.hub import Hub
-    from backplane.log_bursts import LogBursts
+    from backplane.journal.journal import Journal
     from backplane.message import Gap, Joined, Receipt
 
 __all__ = ["ClusterBus", "TopicReceiver"]
@@ -36,8 +37,8 @@ _MAX_PAUSE_SECONDS: Final = 5.0
 _OF_ALL: Final = frozenset({WORKERS, CONTROL})
 
 _NOT_SIGNED: Final = (
-    "dropped a message on %r that is not signed with this worker's control_secret: another program publishes there, or "
-    "a worker has another secret"
+    "dropped a message on %(channel)r that is not signed with this worker's control_secret: another program publishes "
+    "there, or a worker has another secret"
 )
 
 
@@ -60,7 +61,7 @@ class ClusterBus:
         origin: The random bytes that name this worker.
         wire_format: As the adapter's option of that name.
         max_payload_bytes: Returns the largest payload that the broker takes now.
-        bursts: How failures are logged, of which there can be many.
+        journal: How failures are logged, of which there can be many.
         signer: Signs what is sent; what is received without a valid signature is dropped. Defaults to none.
 
     Attributes:
@@ -79,7 +80,7 @@ class ClusterBus:
         origin: bytes,
         wire_format: WireFormat,
         max_payload_bytes: Callable[[], int],
-        bursts: LogBursts,
+        journal: Journal,
         signer: Signer | None = None,
     ) -> None:
         self._hub = hub
@@ -87,7 +88,7 @@ class ClusterBus:
         self._origin = origin
         self._wire_format: WireFormat = wire_format
         self._max_payload_bytes = max_payload_bytes
-        self._bursts = bursts
+        self._journal = journal
         self._signer = signer
         self._receivers: dict[str, TopicReceiver] = {}
         self._joining: dict[str, asyncio.Task[None]] = {}
@@ -218,7 +219,8 @@ class ClusterBus:
                 await self._hub.join(topic, self)
                 break
             except BrokerError as error:
-                self._bursts.log(logger, logging.WARNING, "cannot subscribe to %r, trying again: %s", topic, error)
+                words = "cannot subscribe to %(channel)r, trying again: %(reason)s"
+                self._journal.log(logger, CLUSTER_FAILED, words, channel=topic, reason=error)
             await asyncio.sleep(backoff.next())
         del self._joining[topic]
         confirmed()
@@ -227,7 +229,8 @@ class ClusterBus:
         try:
             await self.send(topic, text)
         except BackplaneError as error:
-            self._bursts.log(logger, logging.WARNING, "could not send on %r: %s", topic, error)
+            words = "could not send on %(channel)r: %(reason)s"
+            self._journal.log(logger, CLUSTER_FAILED, words, channel=topic, reason=error)
             if failed is not None:
                 failed()
 
@@ -235,15 +238,16 @@ class ClusterBus:
         """Return the text of what was received; `None`, counted and logged, where no worker of this cluster sent it."""
         text, words = None, _NOT_SIGNED
         if not isinstance(data, str):
-            words = "dropped a message on %r that is binary: another program publishes there"
+            words = "dropped a message on %(channel)r that is binary: another program publishes there"
         elif len(data) > self._max_payload_bytes():  # it would take long to parse
-            words = "dropped a message on %r that is larger than workers send them"
+            words = "dropped a message on %(channel)r that is larger than workers send them"
         else:
             text = data if self._signer is None else self._signer.checked(topic, data)
         if text is None:
             self.rejected += 1
-            self._bursts.log(logger, logging.WARNING, words, topic)
+            self._journal.log(logger, COMMAND_REJECTED, words, channel=topic)
         return text
 
     def _log_failure(self, topic: str, error: Exception) -> None:
-        self._bursts.log(logger, logging.ERROR, "a message on %r could not be used: %s", topic, place_of(error))
+        words = "a message on %(channel)r could not be used: %(error)s"
+        self._journal.log(logger, COMMAND_FAILED, words, channel=topic, error=place_of(error))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 from backplane.concurrency.context import task_in
 from backplane.connection.receiver import bucket_of, exceeded_limit
 from backplane.errors import LifecycleError
+from backplane.journal.events import CLIENT_FAILED, HOOK_FAILED
 
 if TYPE_CHECKING:
     from contextvars import Context
@@ -226,8 +227,8 @@ class CallbackHandler:
                 await driver.closing.abandon()
             else:
                 if ending.is_fault:
-                    words = "a callback of connection %s raised: closing it"
-                    driver.log(logger, logging.ERROR, words, driver.id, exc_info=error)
+                    words = "a callback of connection %(connection)s raised: closing it"
+                    driver.log(logger, CLIENT_FAILED, words, exc_info=error)
                 await driver.closing.finish(ending)
             await call_on_close(self._on_close, driver)
         finally:
@@ -262,4 +263,5 @@ async def call_on_close(on_close: OnConnection | None, driver: ConnectionDriver)
         return
     if not isinstance(error, Exception):
         raise error
-    driver.log(logger, logging.ERROR, "on_close of connection %s failed", driver.id, exc_info=error)
+    words = "%(hook)s of connection %(connection)s failed"
+    driver.log(logger, HOOK_FAILED, words, hook="on_close", exc_info=error)

@@ -20,6 +20,7 @@ from backplane.close_codes import CloseCode, close_reason
 from backplane.concurrency.context import task_in
 from backplane.connection.ending import TOO_SLOW, Ending, reasons
 from backplane.errors import LifecycleError
+from backplane.journal.events import CLIENT_CLOSED, CLIENT_ENDED, CLIENT_FAILED, CLIENT_UNREAD, HANDLER_OVERSTAYED
 
 if TYPE_CHECKING:
     from contextvars import Context
@@ -78,6 +79,7 @@ class CloseSequence:
             self._begin_close_frame(*closed_with)
         elif self._is_stopped:
             self._driver.policy.statistics.count_end("closed_by_client", self._driver.transport)
+            self._log_ended("client")
         elif self.state == "joining":
             self.state = "open"
 
@@ -121,7 +123,8 @@ class CloseSequence:
         end = driver.ending(error) or Ending(CloseCode.INTERNAL_ERROR, "", error, is_fault=True)
         self._log_end(end)
         if end.is_fault:
-            driver.log(logger, logging.ERROR, "a task of connection %s failed: closing it", driver.id, exc_info=error)
+            words = "a task of connection %(connection)s failed: closing it"
+            driver.log(logger, CLIENT_FAILED, words, exc_info=error)
         if end.code == CloseCode.TRY_AGAIN_LATER:
             self.close_in_turn(end.code, end.reason)
         elif end.code != CloseCode.NORMAL_CLOSURE or end.reason:
@@ -143,13 +146,16 @@ class CloseSequence:
         lane, statistics = self._driver.socket.lane, self._driver.policy.statistics
         if lane is not None and lane.close_code == CloseCode.MESSAGE_TOO_BIG:  # the server applied `max_message_bytes`
             statistics.count_close(CloseCode.MESSAGE_TOO_BIG, "lane")
+            self._log_ended("server", CloseCode.MESSAGE_TOO_BIG)
         else:
             statistics.count_end("closed_by_client", self._driver.transport)
+            self._log_ended("client", None if lane is None else lane.close_code)
 
     def abort(self) -> None:
         """Close without a close frame, and stop sending one that is under way."""
         if self._enter_closing() and self._driver.is_accepted:
             self._driver.policy.statistics.count_end("closed_cancelled", self._driver.transport)
+            self._log_ended("worker")
         self.state = "closed"
         if self._closing is not None:
             self._closing.cancel()
@@ -206,26 +212,28 @@ class CloseSequence:
                 while self._driver.sender.is_waiting:
                     await self._driver.sender.drained()
         except TimeoutError:
-            logger.debug("connection %s does not read what waits for it", self._driver.id)
+            self._driver.log(logger, CLIENT_UNREAD, "connection %(connection)s does not read what waits for it")
 
     async def _drop_incoming(self) -> None:
         driver = self._driver
         try:
             await driver.receiver.drop()
         except LifecycleError:  # a task that the handler did not end receives still: the close will wake it
-            logger.debug("connection %s is received from after the end of its handler", driver.id)
+            words = "connection %(connection)s is received from after the end of its handler"
+            driver.log(logger, HANDLER_OVERSTAYED, words, level=logging.DEBUG)
         except Exception as error:  # the handler may have received the client's end from the socket itself
             if not driver.socket.is_gone(error):
-                driver.log(logger, logging.ERROR, "connection %s failed to receive", driver.id, exc_info=error)
+                driver.log(logger, CLIENT_FAILED, "connection %(connection)s failed to receive", exc_info=error)
             self.disconnected()
 
     def _log_end(self, end: Ending) -> None:
         if end.is_logged:
-            level = logging.WARNING if end.is_for_operators else logging.INFO
-            words = "closing connection %s: %s"
+            level = logging.WARNING if end.is_for_operators else None
+            words = "closing connection %(connection)s: %(reason)s"
             if end.is_broker_failure:
-                words = "connection %s ends, the broker failed: %s"
-            self._driver.log(logger, level, words, self._driver.id, reasons(end.raised))
+                words = "connection %(connection)s ends, the broker failed: %(reason)s"
+            reason = reasons(end.raised)
+            self._driver.log(logger, CLIENT_CLOSED, words, level=level, code=int(end.code), reason=reason)
 
     def _enter_closing(self) -> bool:
         """Stop everything else of the connection; return whether that is new."""
@@ -258,6 +266,7 @@ class CloseSequence:
         self.close(code, reason)
 
     def _begin_close_frame(self, code: int, reason: str) -> None:
+        self._log_ended("worker", code, reason)
         statistics = self._driver.policy.statistics
         if (code, reason) == (CloseCode.TRY_AGAIN_LATER, TOO_SLOW):
             statistics.count_end("closed_slow", self._driver.transport)
@@ -272,14 +281,26 @@ class CloseSequence:
                 code, reason = self._driver.close_frame(code, reason)
                 await self._driver.socket.close(code, close_reason(code, reason))
         except TimeoutError:
-            logger.debug("connection %s does not read its close frame", self._driver.id)
+            self._driver.log(logger, CLIENT_UNREAD, "connection %(connection)s does not read its close frame")
             self._close_lane()
         except Exception as error:
-            words = "connection %s failed to close"
-            self._driver.policy.bursts.log(logger, logging.ERROR, words, self._driver.id, exc_info=error)
+            self._driver.log(logger, CLIENT_FAILED, "connection %(connection)s failed to close", exc_info=error)
             self._close_lane()
         finally:
             self.state = "closed"
+
+    def _log_ended(self, by: str, code: int | None = None, reason: str = "") -> None:
+        """Log and keep how the connection has ended: called once for each that was accepted."""
+        driver = self._driver
+        driver.log(
+            logger,
+            CLIENT_ENDED,
+            "connection %(connection)s is closed by the %(by)s",
+            by=by,
+            code=None if code is None else int(code),
+            reason=reason or None,
+            seconds=asyncio.get_running_loop().time() - driver.timers.opened_at,
+        )
 
     def _close_lane(self) -> None:
         """Close without a close frame where the server offers it; elsewhere the server does when the handler ends."""

@@ -29,6 +29,15 @@ from backplane.fanout.batch import Batch
 from backplane.fanout.codec import to_client_data
 from backplane.fanout.subscriber import BaseSubscriber
 from backplane.fanout.subscriber_options import SubscriberOptions
+from backplane.journal.events import (
+    CLIENT_ACCEPTED,
+    CLIENT_CLOSED,
+    CLIENT_FAILED,
+    CLIENT_SLOW,
+    HANDLER_OVERSTAYED,
+    HOOK_FAILED,
+    MESSAGE_INVALID,
+)
 from backplane.message import Message
 
 if TYPE_CHECKING:
@@ -42,6 +51,7 @@ if TYPE_CHECKING:
     from backplane.fanout.hub import Hub
     from backplane.fanout.outbox import Outbox
     from backplane.fanout.subscriber_options import ChannelPresence
+    from backplane.journal.events import Event
     from backplane.message import Gap, Joined, Position
     from backplane.statistics import DropReason, LossReason, Transport
 
@@ -214,7 +224,8 @@ class ConnectionDriver(BaseSubscriber):
     def count_invalid(self, error: InvalidMessageError) -> None:
         """Count a message that does not validate, and log it without its content."""
         self.policy.statistics.invalid_messages += 1
-        self.log(logger, logging.INFO, "connection %s sent an invalid message: %s", self.id, error.details[0]["type"])
+        words = "connection %(connection)s sent an invalid message: %(reason)s"
+        self.log(logger, MESSAGE_INVALID, words, level=logging.INFO, reason=error.details[0]["type"])
 
     def position(self, channel: str) -> Position | None:
         """Return up to where the client was sent `channel`, once all that was received of it is on its way."""
@@ -329,8 +340,8 @@ class ConnectionDriver(BaseSubscriber):
         try:
             data = run_in(self._context, _answer, on_gap, gap)
         except Exception as error:
-            words = "on_gap failed for channel %r at a join of connection %s"
-            self.log(logger, logging.ERROR, words, gap.channel, self.id, exc_info=error)
+            words = "%(hook)s failed for channel %(channel)r at a join of connection %(connection)s"
+            self.log(logger, HOOK_FAILED, words, hook="on_gap", channel=gap.channel, exc_info=error)
         else:
             self._send_at_join(data, gap.channel)
 
@@ -371,8 +382,8 @@ class ConnectionDriver(BaseSubscriber):
         try:
             data = run_in(self._context, _answer, on_gap, gap)
         except Exception as error:
-            words = "on_gap failed for channel %r: closing connection %s"
-            self.log(logger, logging.ERROR, words, gap.channel, self.id, exc_info=error)
+            words = "%(hook)s failed for channel %(channel)r: closing connection %(connection)s"
+            self.log(logger, HOOK_FAILED, words, hook="on_gap", channel=gap.channel, exc_info=error)
             return self._reload(gap)
         if data is not None:
             self.send(data)
@@ -385,7 +396,7 @@ class ConnectionDriver(BaseSubscriber):
 
     def outbox_full(self, item: Message | Gap) -> None:
         """Close the client, which is too slow and whose policy is `close`."""
-        self.log(logger, logging.WARNING, "connection %s is too slow for channel %r: closing it", self.id, item.channel)
+        self._log_slow(item, "closed")
         self._notify_slow(item, "closed")
         self.closing.close(CloseCode.TRY_AGAIN_LATER, TOO_SLOW)
 
@@ -432,7 +443,7 @@ class ConnectionDriver(BaseSubscriber):
 
     def limit_exceeded(self, code: CloseCode, reason: str, /) -> None:
         """Close the client, which did more than it may."""
-        self.log(logger, logging.INFO, "closing connection %s: %s", self.id, reason)
+        self.log(logger, CLIENT_CLOSED, "closing connection %(connection)s: %(reason)s", code=int(code), reason=reason)
         self.closing.close(code, reason)
 
     def check_timers(self, now: float, /) -> None:
@@ -475,6 +486,8 @@ class ConnectionDriver(BaseSubscriber):
             self._close_sequence.accepted()
         if self.closed_with is not None:
             return
+        if logger.isEnabledFor(logging.DEBUG):
+            self.log(logger, CLIENT_ACCEPTED, "connection %(connection)s is accepted")
         self.sender.open()
         if self._ended:  # the first message found that the client is gone
             return
@@ -566,12 +579,14 @@ class ConnectionDriver(BaseSubscriber):
     def _reload(self, gap: Gap) -> None:
         if self.state not in ("joining", "open"):  # it is about to be closed, and then reloads
             return
-        self.log(logger, logging.INFO, "closing connection %s, to reload: %s", self.id, gap.reason)
+        words = "closing connection %(connection)s, to reload: %(reason)s"
+        code = CloseCode.MESSAGES_MISSED
+        self.log(logger, CLIENT_CLOSED, words, code=int(code), channel=gap.channel, reason=gap.reason)
         self.closing.close_in_turn(CloseCode.MESSAGES_MISSED, "messages may have been missed: reload")
 
     def _failed(self, error: Exception) -> None:
         """Close: the server, or what it wraps, raised where nothing may, and the client would miss what follows."""
-        self.log(logger, logging.ERROR, "connection %s failed: closing it", self.id, exc_info=error)
+        self.log(logger, CLIENT_FAILED, "connection %(connection)s failed: closing it", exc_info=error)
         self.closing.close(CloseCode.INTERNAL_ERROR, "")
 
     def _task_failed(self, error: BaseException) -> None:
@@ -589,11 +604,14 @@ class ConnectionDriver(BaseSubscriber):
     def _handler_cancelled(self, is_cancelled: bool) -> None:
         if is_cancelled:
             self.policy.statistics.cancelled_handlers += 1
-            words = "the handler of connection %s did not end with it: cancelled after %g s"
-            self.log(logger, logging.INFO, words, self.id, self.policy.handler_grace_seconds)
+            words = "the handler of connection %(connection)s did not end with it: cancelled after %(seconds)g s"
+            self.log(logger, HANDLER_OVERSTAYED, words, level=logging.INFO, seconds=self.policy.handler_grace_seconds)
         else:
-            words = "the handler of connection %s did not end with it within %g s, and its server cannot cancel it"
-            self.log(logger, logging.WARNING, words, self.id, self.policy.handler_grace_seconds)
+            words = (
+                "the handler of connection %(connection)s did not end with it within %(seconds)g s, and its server "
+                "cannot cancel it"
+            )
+            self.log(logger, HANDLER_OVERSTAYED, words, seconds=self.policy.handler_grace_seconds)
 
     # --- heartbeats ---
 
@@ -650,6 +668,7 @@ class ConnectionDriver(BaseSubscriber):
     def _dropped(self, item: Message | Gap, reason: DropReason) -> None:
         self.policy.statistics.count_loss("websocket", reason)
         if reason != "replaced" and not self.outbox.is_overflowing:  # once for each stretch
+            self._log_slow(item, reason)
             self._notify_slow(item, reason)
 
     def _notify_slow(self, item: Message | Gap, action: str) -> None:
@@ -662,11 +681,35 @@ class ConnectionDriver(BaseSubscriber):
         )
         run_in(self._context, self.policy.notify_slow, slow)
 
+    def _log_slow(self, item: Message | Gap, action: str) -> None:
+        words = (
+            "connection %(connection)s is too slow for channel %(channel)r: closing it"
+            if action == "closed"
+            else "connection %(connection)s is too slow for channel %(channel)r: messages are dropped (%(action)s)"
+        )
+        self.log(
+            logger,
+            CLIENT_SLOW,
+            words,
+            channel=item.channel,
+            action=action,
+            messages=len(self.outbox),
+            bytes=self.outbox.size_bytes,
+        )
+
     def log(
-        self, logger: logging.Logger, level: int, message: str, *args: object, exc_info: BaseException | None = None
+        self,
+        logger: logging.Logger,
+        event: Event,
+        message: str,
+        *,
+        level: int | None = None,
+        exc_info: BaseException | None = None,
+        **fields: object,
     ) -> None:
-        """Write a line to the log, in the Context of the connection; of many alike only the first and their number."""
-        run_in(self._context, partial(self.policy.bursts.log, logger, level, message, *args, exc_info=exc_info))
+        """Log an event of the connection, in its Context, with the names of it; see `Journal.log`."""
+        write_it = partial(self.policy.journal.log, logger, event, message, level=level, exc_info=exc_info)
+        run_in(self._context, partial(write_it, **self.named, **fields))
 
 
 def _answer(on_gap: Callable[[Gap], object], gap: Gap) -> str | bytes | None:

@@ -28,7 +28,7 @@ from backplane.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["TOO_SLOW", "Ending", "ending", "reasons", "refusal"]
+__all__ = ["TOO_SLOW", "Ending", "ending", "has_a_line", "reasons", "refusal", "what_was_refused"]
 
 TOO_SLOW: Final = "too slow"
 """The reason of a close with 1013 for a client, or a consumer, that does not keep up: counted apart from others."""
@@ -43,6 +43,25 @@ _CODES: Final = (
         (AuthorizeTimeoutError, SlowConsumerError, BrokerError, TokenCheckUnavailableError),
         CloseCode.TRY_AGAIN_LATER,
     ),
+)
+
+_WHAT: Final = (
+    ((OriginRefusedError,), "origin"),
+    ((TooManyConnectionsError,), "connection"),
+    ((JoinRefusedError, AuthorizeTimeoutError), "join"),
+    ((TooManyChannelsError, SubscribeError, InvalidChannelError, InvalidPositionError), "channel"),
+    ((PermissionExpiredError, InvalidTokenError, TokenCheckUnavailableError), "token"),
+    ((ClosedError,), "draining"),
+    ((BrokerError,), "broker"),
+)
+# Refusals that are logged where they are decided.
+_LOGGED: Final = (
+    OriginRefusedError,
+    TooManyConnectionsError,
+    JoinRefusedError,
+    AuthorizeTimeoutError,
+    TooManyChannelsError,
+    ClosedError,
 )
 
 _WORKER_ENDS: Final = "this worker is about to end: connect again, to another one"
@@ -136,6 +155,16 @@ def refusal(
             return Ending(CloseCode.FORBIDDEN, str(error), error)
         case _:
             return ending(error, is_over=False, of_framework=of_framework)
+
+
+def what_was_refused(error: BaseException | None) -> str:
+    """Return what a client was refused by, or of, as the log has it: `origin`, `join`, `channel` ..."""
+    return next((what for kinds, what in _WHAT if isinstance(error, kinds)), "connection")
+
+
+def has_a_line(error: BaseException | None) -> bool:
+    """Return whether a refusal is logged where it is decided, so that its handshake need not."""
+    return isinstance(error, _LOGGED)
 
 
 def reasons(error: BaseException | None) -> str:

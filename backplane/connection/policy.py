@@ -13,12 +13,14 @@ from backplane.connection.keepalive import KeepaliveScheduler
 from backplane.connection.limits import Limits
 from backplane.connection.turns import Turns
 from backplane.errors import AuthorizeTimeoutError, ConfigurationError, JoinRefusedError, TooManyChannelsError
-from backplane.log_bursts import LogBursts
+from backplane.journal.events import CLIENT_REFUSED, HOOK_FAILED
+from backplane.journal.journal import Journal
 from backplane.message import Gap
 from backplane.statistics import Counters
 
 if TYPE_CHECKING:
     from backplane.connection.connection import Connection
+    from backplane.fanout.subscriber import Named
 
 __all__ = ["Authorize", "Client", "ConnectionPolicy", "OnGap", "OnSlow", "SlowConsumer"]
 
@@ -121,7 +123,7 @@ class ConnectionPolicy:
         keepalive: The timer of all connections.
         turns: The closes that wait for their turn.
         statistics: Where what happens is counted.
-        bursts: How what can concern many connections at once is logged.
+        journal: How what can concern many connections at once is logged.
     """
 
     on_gap: OnGap = "close"
@@ -136,7 +138,7 @@ class ConnectionPolicy:
     keepalive: KeepaliveScheduler = field(default_factory=KeepaliveScheduler)
     turns: Turns = field(default_factory=Turns)
     statistics: Counters = field(default_factory=Counters)
-    bursts: LogBursts = field(default_factory=LogBursts)
+    journal: Journal = field(default_factory=Journal)
     _last: list[ConnectionPolicy] = field(
         default_factory=list["ConnectionPolicy"], init=False, compare=False, repr=False
     )
@@ -160,7 +162,7 @@ class ConnectionPolicy:
             self._last[:] = [replace(self, limits=limits)]
         return self._last[0]
 
-    def check_channels(self, client: Client, count: int) -> None:
+    def check_channels(self, client: Client, count: int, subscriber: Named) -> None:
         """Check that a client may join so many channels.
 
         Raises:
@@ -170,10 +172,11 @@ class ConnectionPolicy:
         if most is not None and count > most:
             self.statistics.refused_channels += 1
             reason = f"a client may join {most:,} channels: Limits(max_channels=...)"
-            self.bursts.log(logger, logging.WARNING, "%s %s: %s", client.kind, client.id, reason)
+            words = "%(kind)s %(connection)s: %(reason)s"
+            self.journal.log(logger, CLIENT_REFUSED, words, what="channel", reason=reason, **subscriber.named)
             raise TooManyChannelsError(reason)
 
-    async def check_authorized(self, client: Client, channel: str) -> None:
+    async def check_authorized(self, client: Client, channel: str, subscriber: Named) -> None:
         """Ask the application whether a client may join `channel`.
 
         Raises:
@@ -184,10 +187,13 @@ class ConnectionPolicy:
             return
         answer = self.authorize(cast("Any", client), channel)
         if inspect.isawaitable(answer):
-            answer = await self._in_time(answer, channel)
+            answer = await self._in_time(answer, channel, subscriber)
         if not answer:
             self.statistics.refused_joins += 1
-            self.bursts.log(logger, logging.WARNING, "authorize refused %r to %s %s", channel, client.kind, client.id)
+            words = "authorize refused %(channel)r to %(kind)s %(connection)s"
+            self.journal.log(
+                logger, CLIENT_REFUSED, words, what="join", channel=channel, reason="authorize", **subscriber.named
+            )
             raise JoinRefusedError(f"this client may not join channel {channel!r}")
 
     def join_failed(self, client: Client, channel: str, error: Exception) -> None:
@@ -195,7 +201,7 @@ class ConnectionPolicy:
         if self.on_join_failed is not None:
             self.on_join_failed(client, channel, error)
 
-    async def _in_time(self, answer: Awaitable[bool], channel: str) -> bool:
+    async def _in_time(self, answer: Awaitable[bool], channel: str, subscriber: Named) -> bool:
         deadline = asyncio.timeout(self.authorize_timeout_seconds)
         try:
             async with deadline:
@@ -204,7 +210,17 @@ class ConnectionPolicy:
             if not deadline.expired():  # the application's own
                 raise
         seconds = self.authorize_timeout_seconds
-        self.bursts.log(logger, logging.WARNING, "authorize did not answer for %r within %g s", channel, seconds)
+        words = "authorize did not answer for %(channel)r within %(seconds)g s"
+        self.journal.log(
+            logger,
+            CLIENT_REFUSED,
+            words,
+            what="join",
+            channel=channel,
+            seconds=seconds,
+            reason="authorize did not answer",
+            **subscriber.named,
+        )
         raise AuthorizeTimeoutError("whether this client may join was not decided in time: try again later")
 
     def notify_slow(self, slow: SlowConsumer) -> None:
@@ -214,6 +230,7 @@ class ConnectionPolicy:
         try:
             self.on_slow(slow)
         except Exception as error:
-            self.bursts.log(
-                logger, logging.ERROR, "on_slow failed for connection %s", slow.connection.id, exc_info=error
-            )
+            words = "%(hook)s failed for connection %(connection)s"
+            connection = slow.connection
+            names: dict[str, Any] = {"connection": connection.id, "client_key": connection.user}
+            self.journal.log(logger, HOOK_FAILED, words, hook="on_slow", exc_info=error, **names)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from backplane.close_codes import CloseCode
 from backplane.connection.rate import TokenBucket
 from backplane.fanout.single_receiver import SingleReceiver
+from backplane.journal.events import HANDLER_BYPASS
+from backplane.journal.writing import write
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -156,9 +158,11 @@ def exceeded_limit(
 @cache
 def _warn_of_bypass() -> None:
     """Log it once per process: the code is the same for every client."""
-    logger.warning(
+    write(
+        logger,
+        HANDLER_BYPASS,
         "a handler receives from its WebSocket itself inside connect(), as by websocket.receive_text(): "
-        "use `async for message in connection` or `await connection.receive()` in its place"
+        "use `async for message in connection` or `await connection.receive()` in its place",
     )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from backplane.control.messages import Selector
 
@@ -20,6 +20,11 @@ class ControlledClient(Protocol):
     @property
     def id(self) -> str:
         """Its random name."""
+        ...
+
+    @property
+    def named(self) -> Mapping[str, Any]:
+        """The fields that name it in each log line about it."""
         ...
 
     @property

@@ -16,7 +16,8 @@ from backplane.control.messages import Answer, Command, parse_command
 from backplane.control.surveys import SurveyError
 from backplane.errors import BackplaneError, InvalidDataError, PayloadTooLargeError
 from backplane.fanout.codec import to_client_data
-from backplane.log_bursts import place_of
+from backplane.journal.events import CLUSTER_FAILED, COMMAND_FAILED, COMMAND_REJECTED, HOOK_FAILED
+from backplane.journal.place import place_of
 from backplane.option_checks import check_number
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from backplane.cluster.bus import ClusterBus
     from backplane.control.client_index import ClientIndex, ControlledClient
     from backplane.control.surveys import Surveys
-    from backplane.log_bursts import LogBursts
+    from backplane.journal.journal import Journal
 
 __all__ = ["CommandReceiver", "data_arguments"]
 
@@ -58,7 +59,7 @@ class CommandReceiver:
         bus: Where answers are sent.
         clients: The clients of this worker.
         surveys: The handlers of the application.
-        bursts: How failures are logged.
+        journal: How failures are logged.
 
     Attributes:
         messages: Messages that were received on the control channel, which all workers receive.
@@ -66,11 +67,11 @@ class CommandReceiver:
         rejected: Messages that are no command, or one that cannot be applied, or of another time.
     """
 
-    def __init__(self, bus: ClusterBus, clients: ClientIndex, surveys: Surveys, bursts: LogBursts) -> None:
+    def __init__(self, bus: ClusterBus, clients: ClientIndex, surveys: Surveys, journal: Journal) -> None:
         self._bus = bus
         self._clients = clients
         self._surveys = surveys
-        self._bursts = bursts
+        self._journal = journal
         self._seen: dict[str, tuple[float, float]] = {}  # when each id was received and issued, oldest first
         self._forgotten_until = float("-inf")
         self._waiting: deque[Command] = deque()
@@ -173,20 +174,23 @@ class CommandReceiver:
         except SurveyError as error:
             self.applied += 1
             if error.__cause__ is not None:
-                self._bursts.log(logger, logging.ERROR, "a survey failed: %s", error, exc_info=error.__cause__)
+                words = "a survey failed: %(error)s"
+                self._journal.log(logger, HOOK_FAILED, words, hook="survey", error=error, exc_info=error.__cause__)
             return False, str(error)
         except BackplaneError as error:  # of its arguments
             self._reject(f"its arguments cannot be used: {type(error).__name__}")
             return False, type(error).__name__
         except Exception as error:
-            self._bursts.log(logger, logging.ERROR, "a command failed: %s", place_of(error))
+            self._journal.log(logger, COMMAND_FAILED, "a command failed: %(error)s", error=place_of(error))
             return False, type(error).__name__
         self.applied += 1
         return True, value
 
     def _reject(self, fault: str) -> None:
         self.rejected += 1
-        self._bursts.log(logger, logging.WARNING, "dropped a message on the control channel: %s", fault)
+        self._journal.log(
+            logger, COMMAND_REJECTED, "dropped a message on the control channel: %(reason)s", reason=fault
+        )
 
     def _answer(self, command: Command, succeeded: bool, value: Any) -> None:
         """Answer, where that is asked for, without waiting for the broker."""
@@ -207,7 +211,7 @@ class CommandReceiver:
             short = Answer(id=answer.id, worker=answer.worker, succeeded=False, value=fault)
             self._bus.send_soon(inbox, short.encode())
         except BackplaneError as error:
-            self._bursts.log(logger, logging.WARNING, "could not answer a command: %s", error)
+            self._journal.log(logger, CLUSTER_FAILED, "could not answer a command: %(reason)s", reason=error)
 
     # --- the kinds; each returns to how many connections it applied, and a survey its answer ---
 
@@ -290,7 +294,8 @@ class CommandReceiver:
         try:
             await client.close(code, reason)
         except Exception as error:
-            self._bursts.log(logger, logging.ERROR, "a connection could not be closed: %s", place_of(error))
+            words = "a connection could not be closed: %(error)s"
+            self._journal.log(logger, COMMAND_FAILED, words, error=place_of(error), **client.named)
 
     def _begin_join(self, client: ControlledClient, channel: str) -> asyncio.Task[bool]:
         key = client.id, channel
@@ -303,12 +308,18 @@ class CommandReceiver:
             async with self._join_slots:
                 await client.join(channel)
         except BackplaneError as error:  # it is refused, or has ended meanwhile
-            self._bursts.log(logger, logging.WARNING, "a command could not join a connection: %s", error)
+            self._log_join(client, channel, error)
         except Exception as error:  # of the application's `authorize`
-            self._bursts.log(logger, logging.WARNING, "a command could not join a connection: %s", place_of(error))
+            self._log_join(client, channel, place_of(error))
         else:
             return True
         return False
+
+    def _log_join(self, client: ControlledClient, channel: str, error: object) -> None:
+        words = "a command could not join a connection: %(error)s"
+        self._journal.log(
+            logger, COMMAND_FAILED, words, level=logging.WARNING, channel=channel, error=error, **client.named
+        )
 
 
 def _channel_of(command: Command) -> str:

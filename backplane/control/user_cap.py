@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from backplane.control.messages import Command, Selector
 from backplane.errors import BrokerError, InvalidDataError
+from backplane.journal.events import CLUSTER_FAILED
 from backplane.option_checks import check_number
 
 if TYPE_CHECKING:
     from backplane.control.client_index import ClientIndex
     from backplane.control.commands import CommandReceiver
     from backplane.control.requests import Requests
-    from backplane.log_bursts import LogBursts
+    from backplane.journal.journal import Journal
 
 __all__ = ["UserCap"]
 
@@ -37,7 +38,7 @@ class UserCap:
         clients: The clients of this worker.
         requests: Asks the other workers.
         commands: Answers them.
-        bursts: How workers that do not answer are logged.
+        journal: How workers that do not answer are logged.
         seconds: How long answers are awaited.
     """
 
@@ -46,13 +47,13 @@ class UserCap:
         clients: ClientIndex,
         requests: Requests,
         commands: CommandReceiver,
-        bursts: LogBursts,
+        journal: Journal,
         *,
         seconds: float = _SECONDS,
     ) -> None:
         self._clients = clients
         self._requests = requests
-        self._bursts = bursts
+        self._journal = journal
         self._seconds = seconds
         # By user, for each client whose handshake waits for answers: the connections that count for it.
         self._asking: dict[str, dict[str, set[str]]] = {}
@@ -84,12 +85,12 @@ class UserCap:
         try:
             answers = await self._requests.ask(_KIND, selector, {"most": most}, self._seconds)
         except BrokerError as error:
-            words = "max_connections_per_user: a client was admitted without the answers of other workers: %s"
-            self._bursts.log(logger, logging.WARNING, words, error)
+            words = "max_connections_per_user: a client was admitted without the answers of other workers: %(reason)s"
+            self._journal.log(logger, CLUSTER_FAILED, words, reason=error)
             return set()
         if silent := len(answers.missing) + len(answers.errors):
-            words = "max_connections_per_user: %d workers did not answer; their connections do not count"
-            self._bursts.log(logger, logging.WARNING, words, silent)
+            words = "max_connections_per_user: %(workers)d workers did not answer; their connections do not count"
+            self._journal.log(logger, CLUSTER_FAILED, words, workers=silent)
         lists: list[list[Any]] = [value for value in answers.by_worker.values() if isinstance(value, list)]
         return {other for others in lists for other in others if isinstance(other, str)}
 

@@ -6,14 +6,15 @@ import logging
 from itertools import islice
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
-from backplane.log_bursts import place_of
+from backplane.journal.events import DELIVERY_FAILED
+from backplane.journal.place import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from backplane.fanout.batch import Batch
     from backplane.fanout.traffic import Traffic
-    from backplane.log_bursts import LogBursts
+    from backplane.journal.journal import Journal
     from backplane.message import Gap, Joined
     from backplane.message_tracing import DeliverySpan
 
@@ -57,7 +58,7 @@ class _Slices:
         channel: The channel, or another name for the log.
         subscribers: The subscribers of the channel. The hub goes on editing this `dict`, which is how a leave between
             two slices is noticed.
-        bursts: How a subscriber that raises is logged.
+        journal: How a subscriber that raises is logged.
         recipients: Those of them that get it, in this order.
 
     Attributes:
@@ -65,18 +66,18 @@ class _Slices:
         began_at: When its first slice was done, by the event loop's clock, where that was not the only one.
     """
 
-    __slots__ = ("_bursts", "_remaining", "_subscribers", "began_at", "channel")
+    __slots__ = ("_journal", "_remaining", "_subscribers", "began_at", "channel")
 
     def __init__(
         self,
         channel: str,
         subscribers: Mapping[Subscriber, int],
-        bursts: LogBursts,
+        journal: Journal,
         recipients: Iterable[Subscriber],
     ) -> None:
         self.channel: str = channel
         self.began_at: float | None = None
-        self._bursts = bursts
+        self._journal = journal
         self._subscribers = subscribers
         self._remaining: Iterator[Subscriber] = iter(tuple(recipients))
 
@@ -88,7 +89,7 @@ class Delivery(_Slices):
         channel: The channel of the batch.
         batch: The messages.
         subscribers: The subscribers of the channel, as the hub edits them.
-        bursts: How a subscriber that raises is logged.
+        journal: How a subscriber that raises is logged.
         recipients: Those of them that get it. Defaults to all.
         missed: The messages are given back after a loss.
         traffic: Where it is counted. Defaults to nowhere.
@@ -106,13 +107,13 @@ class Delivery(_Slices):
         channel: str,
         batch: Batch,
         subscribers: Mapping[Subscriber, int],
-        bursts: LogBursts,
+        journal: Journal,
         *,
         recipients: Iterable[Subscriber] | None = None,
         missed: bool = False,
         traffic: Traffic | None = None,
     ) -> None:
-        super().__init__(channel, subscribers, bursts, subscribers if recipients is None else recipients)
+        super().__init__(channel, subscribers, journal, subscribers if recipients is None else recipients)
         self._missed = missed
         self._batch = batch
         self._traffic = traffic
@@ -131,7 +132,7 @@ class Delivery(_Slices):
                     else:
                         subscriber.offer(batch.for_token(subscriber.token) if batch.excludes else batch)
                 except Exception as error:  # offer() must not raise; if it does, the others still get the batch
-                    _log_failure(self._bursts, self.channel, error)
+                    _log_failure(self._journal, self.channel, error)
             else:
                 left += 1
         is_done = count is None or taken < count
@@ -151,7 +152,7 @@ class LocalDelivery(Delivery):
         topic: Names it in the log.
         batch: The messages.
         subscribers: As of `Delivery`, edited by the caller.
-        bursts: As of `Delivery`.
+        journal: As of `Delivery`.
         recipients: Those of them that get it.
         done: Called when all have it.
         traffic: As of `Delivery`.
@@ -166,12 +167,12 @@ class LocalDelivery(Delivery):
         topic: str,
         batch: Batch,
         subscribers: dict[Subscriber, int],
-        bursts: LogBursts,
+        journal: Journal,
         recipients: Iterable[Subscriber],
         done: Callable[[], None],
         traffic: Traffic | None = None,
     ) -> None:
-        super().__init__(topic, batch, subscribers, bursts, recipients=recipients, traffic=traffic)
+        super().__init__(topic, batch, subscribers, journal, recipients=recipients, traffic=traffic)
         self._done = done
 
     def run(self, count: int | None) -> bool:
@@ -218,7 +219,7 @@ class GapDelivery(_Slices):
         gap: The notice.
         recipients: The subscribers concerned.
         subscribers: As of `Delivery`.
-        bursts: As of `Delivery`.
+        journal: As of `Delivery`.
 
     Attributes:
         channel, began_at: As of `Delivery`.
@@ -231,9 +232,9 @@ class GapDelivery(_Slices):
         gap: Gap,
         recipients: Iterable[Subscriber],
         subscribers: Mapping[Subscriber, int],
-        bursts: LogBursts,
+        journal: Journal,
     ) -> None:
-        super().__init__(gap.channel, subscribers, bursts, recipients)
+        super().__init__(gap.channel, subscribers, journal, recipients)
         self._gap = gap
 
     def run(self, count: int | None) -> bool:
@@ -245,10 +246,11 @@ class GapDelivery(_Slices):
                 try:
                     subscriber.gap(self._gap)
                 except Exception as error:  # gap() must not raise; if it does, the others are still notified
-                    _log_failure(self._bursts, self.channel, error)
+                    _log_failure(self._journal, self.channel, error)
         return count is None or notified < count
 
 
-def _log_failure(bursts: LogBursts, channel: str, error: Exception) -> None:
+def _log_failure(journal: Journal, channel: str, error: Exception) -> None:
     """Log a subscriber that raised, without its message, which can repeat what was published."""
-    bursts.log(logger, logging.ERROR, "a subscriber of channel %r failed: %s", channel, place_of(error))
+    words = "a subscriber of channel %(channel)r failed: %(error)s"
+    journal.log(logger, DELIVERY_FAILED, words, channel=channel, error=place_of(error))

@@ -14,16 +14,18 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
+from backplane.channels import RESERVED_PREFIX
 from backplane.concurrency.paced import PacedCalls
 from backplane.errors import SubscribeError
 from backplane.fanout.delivery import GapDelivery
+from backplane.journal.events import CHANNEL_REFUSED, CHANNEL_UNCONFIRMED, GAP_REPORTED
 from backplane.message import All, Gap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from backplane.fanout.delivery import Subscriber
-    from backplane.log_bursts import LogBursts
+    from backplane.journal.journal import Journal
 
 __all__ = ["GapCause", "GapReporter", "OpenGap"]
 
@@ -79,7 +81,7 @@ class GapReporter:
         flush: Delivers what the hub has collected of some channels, so that a gap follows every message received
             before it.
         start: Delivers the rest of a notice, in slices and before what follows it on its channel.
-        bursts: How refusals, which can concern many channels at once, are logged.
+        journal: How refusals, which can concern many channels at once, are logged.
         slice_size: How many subscribers are notified at once; those after them by `start`.
 
     Attributes:
@@ -97,14 +99,14 @@ class GapReporter:
         confirmed: Collection[str],
         flush: Callable[[Collection[str]], None],
         start: Callable[[GapDelivery], None],
-        bursts: LogBursts,
+        journal: Journal,
         slice_size: int,
     ) -> None:
         self._subscribers = subscribers
         self._confirmed = confirmed
         self._flush_hub = flush
         self._start = start
-        self._bursts = bursts
+        self._journal = journal
         self._slice_size = slice_size
         self._left_at_once = slice_size
         self.opened: dict[str, OpenGap] = {}
@@ -148,10 +150,13 @@ class GapReporter:
         if not self.opened:
             return
         self._flush(channels)
+        reported: dict[str, OpenGap] = {}
         for channel in channels:
             gap = self.opened.pop(channel, None)
             if gap is not None and not gap.resumed:
+                reported[channel] = gap
                 self._notify_of(channel, gap)
+        self._log(reported)
 
     def report_early(self, channel: str) -> None:
         """Notify the subscribers of `channel`, where a message has overtaken the broker's confirmation.
@@ -164,6 +169,7 @@ class GapReporter:
         gap.resumed = True
         gap.notices = ()
         self._notify_of(channel, gap)
+        self._log({channel: gap})
 
     def reopen(self, channel: str, reason: str) -> None:
         """Open the gap of a channel that the broker need not have confirmed, for `notify_refused` and the like."""
@@ -174,7 +180,9 @@ class GapReporter:
     def notify(self, gap: Gap) -> None:
         """Notify every subscriber of a kept channel of a gap at this place, after what was received before it."""
         self._flush((gap.channel,))
-        self._notify(gap, "history", tuple(self._subscribers.get(gap.channel, ())))
+        subscribers = tuple(self._subscribers.get(gap.channel, ()))
+        self._notify(gap, "history", subscribers)
+        self._log({gap.channel: OpenGap(gap.reason, "history", subscribers, resumed=False)})
 
     def open_and_report(self, channels: Collection[str] | All, reason: str) -> None:
         """Open a gap and report it at once where the broker has confirmed the channel.
@@ -200,8 +208,11 @@ class GapReporter:
             refused: The channels, each with the broker's reason.
         """
         if news := self._notify_while_open(refused, _REFUSED, "refused"):
-            message = "the broker refuses channels, their subscribers receive nothing: %s"
-            self._bursts.log(logger, logging.ERROR, message, SubscribeError(news))
+            words = "the broker refuses channels, their subscribers receive nothing: %(reason)s"
+            error = SubscribeError(news)
+            self._journal.log(
+                logger, CHANNEL_REFUSED, words, channel=next(iter(news)), channels=len(news), reason=error
+            )
 
     def notify_unconfirmed(self, unconfirmed: Mapping[str, str]) -> None:
         """Notify the subscribers of channels that the broker does not confirm again, and once more when it does.
@@ -210,8 +221,11 @@ class GapReporter:
             unconfirmed: The channels, each with the broker's reason.
         """
         if news := self._notify_while_open(unconfirmed, _UNCONFIRMED, "unconfirmed"):
-            message = "the broker does not confirm channels, their subscribers receive nothing: %s"
-            self._bursts.log(logger, logging.ERROR, message, SubscribeError({}, unconfirmed=news))
+            words = "the broker does not confirm channels, their subscribers receive nothing: %(reason)s"
+            error = SubscribeError({}, unconfirmed=news)
+            self._journal.log(
+                logger, CHANNEL_UNCONFIRMED, words, channel=next(iter(news)), channels=len(news), reason=error
+            )
 
     def discard(self, channel: str) -> None:
         """Forget the open gap of a channel whose last subscriber left."""
@@ -236,6 +250,24 @@ class GapReporter:
                 self._notify_of(channel, gap)
         return news
 
+    def _log(self, reported: Mapping[str, OpenGap]) -> None:
+        """Log gaps that were reported together, those of the channels between workers left out."""
+        gaps = {channel: gap for channel, gap in reported.items() if not channel.startswith(RESERVED_PREFIX)}
+        if not gaps:
+            return
+        channel, first = next(iter(gaps.items()))
+        self._journal.log(
+            logger,
+            GAP_REPORTED,
+            "messages may be missing on %(channels)d channels, such as %(channel)r, of %(subscribers)d subscribers: "
+            "%(reason)s",
+            cause=first.cause,
+            channels=len(gaps),
+            channel=channel,
+            subscribers=sum(len(gap.subscribers) for gap in gaps.values()),
+            reason=first.reason,
+        )
+
     def _notify_of(self, channel: str, open_gap: OpenGap) -> None:
         self.on_reported(channel)
         self._notify(Gap(channel=channel, reason=open_gap.reason), open_gap.cause, open_gap.subscribers)
@@ -245,7 +277,7 @@ class GapReporter:
         self.causes[cause] += 1
         self.last_reported_at = asyncio.get_running_loop().time()
         self.last_reason = gap.reason
-        delivery = GapDelivery(gap, subscribers, self._subscribers.get(gap.channel, {}), self._bursts)
+        delivery = GapDelivery(gap, subscribers, self._subscribers.get(gap.channel, {}), self._journal)
         if not delivery.run(max(0, self._left_at_once)):
             self._start(delivery)
         self._left_at_once -= len(subscribers)

@@ -15,12 +15,20 @@ from typing import TYPE_CHECKING, Final
 
 from backplane.channels import RESERVED_PREFIX
 from backplane.concurrency.affinity import LoopAffinity
+from backplane.errors import SubscribeError
 from backplane.fanout.batch import Batch
 from backplane.fanout.codec import decode, reason_of_drop
 from backplane.fanout.delivery import Delivery, GapDelivery, LocalDelivery, TracedDelivery
 from backplane.fanout.gaps import GapReporter
 from backplane.header import path_test_id
-from backplane.log_bursts import LogBursts
+from backplane.journal.events import (
+    CHANNEL_REFUSED,
+    CHANNEL_REVOKED,
+    HOOK_FAILED,
+    PAYLOAD_MALFORMED,
+    PAYLOAD_UNSUPPORTED,
+)
+from backplane.journal.journal import Journal
 from backplane.message import Gap, Joined
 
 if TYPE_CHECKING:
@@ -60,7 +68,7 @@ class Hub:
     Args:
         broker_subscriptions: What the broker is asked to deliver to this worker. It follows the first join and the last
             leave of each channel, and reports confirmations and refusals here.
-        bursts: How failures, which can concern many subscribers at once, are logged.
+        journal: How failures, which can concern many subscribers at once, are logged.
         traffic: Counts what passes, without reserved channels. Defaults to nothing.
         slice_size: How many subscribers of a channel get a batch before the next channel's turn.
         pass_seconds: How long the fan-out may take in one pass of the event loop.
@@ -81,7 +89,7 @@ class Hub:
     def __init__(
         self,
         broker_subscriptions: BrokerSubscriptions,
-        bursts: LogBursts | None = None,
+        journal: Journal | None = None,
         *,
         traffic: Traffic | None = None,
         slice_size: int = _SLICE,
@@ -90,7 +98,7 @@ class Hub:
     ) -> None:
         self.affinity: LoopAffinity = LoopAffinity()
         self._broker_subscriptions = broker_subscriptions
-        self._bursts = bursts or LogBursts()
+        self._journal = journal or Journal()
         self._slice_size = slice_size
         self._pass_seconds = pass_seconds
         self._most_rest_seconds = most_rest_seconds
@@ -114,7 +122,7 @@ class Hub:
             broker_subscriptions.confirmed,
             self._flush_channels,
             self._start_delivery,
-            self._bursts,
+            self._journal,
             slice_size,
         )
         self._open_gaps = self.gaps.opened
@@ -203,8 +211,11 @@ class Hub:
             joins[subscriber] = joins.get(subscriber, 0) + 1
             try:
                 await self._broker_subscriptions.acquire(channel)
-            except BaseException:
+            except BaseException as error:
                 self._undo_join(channel, subscriber)
+                if isinstance(error, SubscribeError) and not channel.startswith(RESERVED_PREFIX):
+                    words = "the broker refused channel %(channel)r to a join: %(reason)s"
+                    self._journal.log(logger, CHANNEL_REFUSED, words, channel=channel, channels=1, reason=error)
                 raise
             if subscriber in self._subscribers.get(channel, ()):
                 return
@@ -251,7 +262,7 @@ class Hub:
             subscribers: One that is not among these when it is its turn does not get it.
             done: Called when all have it.
         """
-        self._start_delivery(LocalDelivery(topic, batch, subscribers, self._bursts, recipients, done, self.traffic))
+        self._start_delivery(LocalDelivery(topic, batch, subscribers, self._journal, recipients, done, self.traffic))
 
     def gap(self, channels: Collection[str] | All, reason: str) -> None:
         """Notify every subscriber of `channels` that messages may be missing at this place.
@@ -276,8 +287,13 @@ class Hub:
         """Open a gap on subscriptions that the broker revoked, and subscribe to them again."""
         self._revocations += 1
         if _is_power_of_two(self._revocations):
-            logger.warning(
-                "the broker revoked %d subscriptions (times so far: %d): %s", len(channels), self._revocations, reason
+            self._journal.log(
+                logger,
+                CHANNEL_REVOKED,
+                "the broker revoked %(channels)d subscriptions (times so far: %(count)d): %(reason)s",
+                channels=len(channels),
+                count=self._revocations,
+                reason=reason,
             )
         self.gaps.open(self._without_proof(channels), reason, "revoked")
         self._broker_subscriptions.revoke(channels, reason)
@@ -325,7 +341,7 @@ class Hub:
         if self.traffic is not None:
             self.traffic.count_given_back(batch)
         subscribers = self._subscribers.get(channel, {})
-        delivery = Delivery(channel, batch, subscribers, self._bursts, missed=True, traffic=self.traffic)
+        delivery = Delivery(channel, batch, subscribers, self._journal, missed=True, traffic=self.traffic)
         self._start_delivery(delivery if self.tracer is None else self._traced(self.tracer, delivery, batch))
 
     def _traced(self, tracer: MessageTracer, delivery: Delivery, batch: Batch) -> Delivery | TracedDelivery:
@@ -435,7 +451,7 @@ class Hub:
             self._collected_bytes -= batch.size_bytes
             traffic = None if channel.startswith(RESERVED_PREFIX) else self.traffic
             subscribers = self._subscribers.get(channel, {})
-            delivery = Delivery(channel, batch, subscribers, self._bursts, traffic=traffic)
+            delivery = Delivery(channel, batch, subscribers, self._journal, traffic=traffic)
             self._deliveries.append(delivery if self.tracer is None else self._traced(self.tracer, delivery, batch))
 
     def _drop(self, channel: str, payload: bytes) -> None:
@@ -446,16 +462,19 @@ class Hub:
         elif reason == "unsupported":
             self.unsupported += 1
             if _is_power_of_two(self.unsupported):
-                logger.warning(
-                    "dropped a message on channel %r that only a newer release can read (%d so far): upgrade this "
-                    "worker",
-                    channel,
-                    self.unsupported,
+                self._journal.log(
+                    logger,
+                    PAYLOAD_UNSUPPORTED,
+                    "dropped a message on channel %(channel)r that only a newer release can read (%(count)d so far): "
+                    "upgrade this worker",
+                    channel=channel,
+                    count=self.unsupported,
                 )
         else:
             self.malformed += 1
             if _is_power_of_two(self.malformed):
-                logger.warning("dropped a malformed payload on channel %r (%d so far)", channel, self.malformed)
+                words = "dropped a malformed payload on channel %(channel)r (%(count)d so far)"
+                self._journal.log(logger, PAYLOAD_MALFORMED, words, channel=channel, count=self.malformed)
 
     def _take_path_test(self, channel: str, payload: bytes) -> None:
         """Count and report `payload` if it is a path test."""
@@ -466,8 +485,8 @@ class Hub:
         if self.on_path_test is not None:
             try:
                 self.on_path_test(channel, test_id)
-            except Exception:  # what was received with it must not be lost
-                logger.exception("on_path_test failed")
+            except Exception as error:  # what was received with it must not be lost
+                self._journal.log(logger, HOOK_FAILED, "%(hook)s failed", hook="on_path_test", exc_info=error)
 
 
 def _is_power_of_two(count: int) -> bool:

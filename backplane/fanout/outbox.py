@@ -8,14 +8,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from backplane.fanout.batch import source_of
-from backplane.log_bursts import place_of
+from backplane.journal.events import HOOK_FAILED
+from backplane.journal.place import place_of
 from backplane.message import Gap, Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backplane.fanout.backlog import Backlog, FullPolicy
-    from backplane.log_bursts import LogBursts
+    from backplane.journal.journal import Journal
     from backplane.statistics import DropReason
 
 __all__ = ["GAP_BYTES", "Outbox", "Waiting"]
@@ -51,7 +52,7 @@ class Outbox:
 
     Args:
         backlog: The bounds of all channels together, and the policy of those that have none of their own.
-        bursts: How a `latest_by` that fails is logged. Defaults to not at all.
+        journal: How a `latest_by` that fails is logged. Defaults to not at all.
         waiting: Where what waits is counted, with that of other outboxes. Defaults to nowhere else.
 
     Attributes:
@@ -63,9 +64,9 @@ class Outbox:
     __slots__ = (
         "_allowances",
         "_backlog",
-        "_bursts",
         "_count",
         "_items",
+        "_journal",
         "_of_channels",
         "_size_bytes",
         "_waiting",
@@ -74,10 +75,10 @@ class Outbox:
         "on_drop",
     )
 
-    def __init__(self, backlog: Backlog, *, bursts: LogBursts | None = None, waiting: Waiting | None = None) -> None:
+    def __init__(self, backlog: Backlog, *, journal: Journal | None = None, waiting: Waiting | None = None) -> None:
         self._backlog = backlog
         self._of_channels: dict[str, Backlog] | None = None
-        self._bursts = bursts
+        self._journal = journal
         self._waiting = waiting or Waiting()
         # `None` while empty: most subscribers are idle, and an empty OrderedDict takes 400 bytes.
         self._items: OrderedDict[object, Message | Gap] | None = None
@@ -231,9 +232,13 @@ class Outbox:
             key = policy.latest_by(source_of(message))
             hash(key)
         except Exception as error:  # a failure in the application's function must not end the fan-out
-            if self._bursts is not None:
-                words = "latest_by failed for a message on channel %r, which is kept beside the others: %s"
-                self._bursts.log(logger, logging.ERROR, words, message.channel, place_of(error))
+            if self._journal is not None:
+                words = (
+                    "%(hook)s failed for a message on channel %(channel)r, which is kept beside the others: %(error)s"
+                )
+                self._journal.log(
+                    logger, HOOK_FAILED, words, hook="latest_by", channel=message.channel, error=place_of(error)
+                )
             return object()  # equal to no key of the application's
         return key
 

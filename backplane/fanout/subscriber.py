@@ -13,7 +13,7 @@ from backplane.errors import ClosedError, TooManyChannelsError
 from backplane.fanout.subscriber_options import SubscriberOptions, check_rewind, position_in
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
     from contextvars import Context
 
     from backplane.fanout.batch import Batch
@@ -21,20 +21,29 @@ if TYPE_CHECKING:
     from backplane.fanout.subscriber_options import ChannelPresence, Since
     from backplane.message import Gap, Joined
 
-__all__ = ["BaseSubscriber", "JoinRules"]
+__all__ = ["BaseSubscriber", "JoinRules", "Named"]
 
 
 class JoinRules(Protocol):
     """The rules that each join of a client is checked against."""
 
-    def check_channels(self, client: Any, count: int, /) -> None:
-        """Check that `client` may join `count` channels; raises `TooManyChannelsError`."""
+    def check_channels(self, client: Any, count: int, subscriber: Named, /) -> None:
+        """Check that `client`, which `subscriber` serves, may join `count` channels; raises `TooManyChannelsError`."""
 
-    async def check_authorized(self, client: Any, channel: str, /) -> None:
+    async def check_authorized(self, client: Any, channel: str, subscriber: Named, /) -> None:
         """Check that `client` may join `channel`; raises `JoinRefusedError` or `AuthorizeTimeoutError`."""
 
     def join_failed(self, client: Any, channel: str, error: Exception, /) -> None:
         """Take note that a join was refused, or could not be made."""
+
+
+class Named(Protocol):
+    """What has names in the log."""
+
+    @property
+    def named(self) -> Mapping[str, Any]:
+        """The fields that name it in each log line about it."""
+        ...
 
 
 class BaseSubscriber(ABC):
@@ -49,10 +58,22 @@ class BaseSubscriber(ABC):
 
     Attributes:
         context: Any object of the application, such as the user.
+        client_key: Whose client it is, where the application has named that; `None` otherwise.
         token: Random bytes that name the subscriber; see `id`.
     """
 
-    __slots__ = ("_channels", "_context", "_detached", "_ended", "_hub", "_options", "_rules", "context", "token")
+    __slots__ = (
+        "_channels",
+        "_context",
+        "_detached",
+        "_ended",
+        "_hub",
+        "_options",
+        "_rules",
+        "client_key",
+        "context",
+        "token",
+    )
 
     def __init__(
         self, hub: Hub, rules: JoinRules | None, *, context: Any = None, options: SubscriberOptions | None = None
@@ -61,6 +82,7 @@ class BaseSubscriber(ABC):
         self._rules = rules
         self._options: SubscriberOptions | None = options
         self.context: Any = context
+        self.client_key: str | None = None
         self._channels: dict[str, None] = {}
         self._detached = False  # it has left every channel, and ends or has ended
         self._ended = False
@@ -78,6 +100,11 @@ class BaseSubscriber(ABC):
     def id(self) -> str:
         """Random name, unique among all workers. That of a connection can be passed to `publish(exclude=...)`."""
         return self.token.hex()
+
+    @property
+    def named(self) -> Mapping[str, Any]:
+        """The fields that name it in each log line about it: `kind`, `connection` (its id), `client_key`."""
+        return {"kind": self.kind, "connection": self.id, "client_key": self.user or self.client_key}
 
     @property
     def _client(self) -> object:
@@ -158,9 +185,9 @@ class BaseSubscriber(ABC):
 
     async def _enter(self, channel: str, position: str | None, rewind: int, is_permitted: bool) -> None:
         if self._rules is not None:
-            self._rules.check_channels(self._client, len(self._channels) + (channel not in self._channels))
+            self._rules.check_channels(self._client, len(self._channels) + (channel not in self._channels), self)
             if not is_permitted:
-                await self._rules.check_authorized(self._client, channel)
+                await self._rules.check_authorized(self._client, channel, self)
                 self._check_attached()  # it can have ended while `authorize` ran
         if channel in self._channels:
             return
@@ -172,7 +199,7 @@ class BaseSubscriber(ABC):
         self._channels[channel] = None
         if self._rules is not None:
             try:
-                self._rules.check_channels(self._client, len(self._channels))  # others can have joined meanwhile
+                self._rules.check_channels(self._client, len(self._channels), self)  # others can have joined meanwhile
             except TooManyChannelsError:
                 await self.leave(channel)
                 raise

@@ -11,7 +11,8 @@ from backplane.errors import InvalidMessageError, LifecycleError, SlowConsumerEr
 from backplane.fanout.outbox import GAP_BYTES
 from backplane.fanout.single_receiver import SingleReceiver
 from backplane.fanout.subscriber import BaseSubscriber, JoinRules
-from backplane.log_bursts import LogBursts
+from backplane.journal.events import CLIENT_SLOW, MESSAGE_INVALID
+from backplane.journal.journal import Journal
 from backplane.message import Message
 from backplane.statistics import Counters
 
@@ -53,13 +54,13 @@ class Subscription(BaseSubscriber):
         *,
         context: Any = None,
         statistics: Counters | None = None,
-        bursts: LogBursts | None = None,
+        journal: Journal | None = None,
         options: SubscriberOptions | None = None,
     ) -> None:
         super().__init__(hub, rules, context=context, options=options)
         self._outbox = outbox
         self._statistics = statistics or Counters()
-        self._bursts = bursts or LogBursts()
+        self._journal = journal or Journal()
         outbox.on_drop = self._dropped
         self._overrun: bool = False  # more waited than the backlog allows
         self._wakeup: asyncio.Future[None] | None = None
@@ -147,8 +148,9 @@ class Subscription(BaseSubscriber):
     def note_invalid(self, channel: str, error: InvalidMessageError) -> None:
         """Count a message that is not of the type its consumer expects, and log it without its content."""
         self._statistics.invalid_published += 1
-        self._bursts.log(
-            logger, logging.WARNING, "dropped a message on channel %r: %s", channel, error.details[0]["type"]
+        words = "dropped a message on channel %(channel)r: %(reason)s"
+        self._journal.log(
+            logger, MESSAGE_INVALID, words, channel=channel, reason=error.details[0]["type"], **self.named
         )
 
     def end(self) -> None:
@@ -212,8 +214,19 @@ class Subscription(BaseSubscriber):
 
     def _note_overrun(self) -> None:
         self._statistics.slow_subscriptions += 1
-        some = list(self.channels)[:3]
-        self._bursts.log(logger, logging.WARNING, "subscription %s of %r is too slow: ending it", self.id, some)
+        self._log_slow()
+
+    def _log_slow(self) -> None:
+        self._journal.log(
+            logger,
+            CLIENT_SLOW,
+            "%(kind)s %(connection)s is too slow for channel %(channel)r: ending it",
+            channel=next(iter(self.channels), ""),
+            action="closed",
+            messages=len(self._outbox),
+            bytes=self._outbox.size_bytes,
+            **self.named,
+        )
 
     def _dropped(self, item: Message | Gap, reason: DropReason) -> None:
         if isinstance(item, Message):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from backplane.fanout.broker_subscriptions import BrokerSubscriptions
     from backplane.fanout.traffic import Traffic
     from backplane.history_rules import HistoryRules
-    from backplane.log_bursts import LogBursts
+    from backplane.journal.journal import Journal
     from backplane.settings import Settings
     from backplane.statistics import Counters
 
@@ -37,7 +37,7 @@ class Histories:
         broker_subscriptions: As for `Hub`.
         settings: The bounds.
         statistics: Where the hub counts.
-        bursts, traffic: As for `Hub`.
+        journal, traffic: As for `Hub`.
 
     Attributes:
         hub: The hub of the worker.
@@ -55,7 +55,7 @@ class Histories:
         *,
         settings: Settings,
         statistics: Counters,
-        bursts: LogBursts,
+        journal: Journal,
         traffic: Traffic | None = None,
     ) -> None:
         capabilities = broadcaster.capabilities
@@ -75,7 +75,7 @@ class Histories:
             follows=capabilities.resumes,
             settings=settings,
             statistics=statistics,
-            bursts=bursts,
+            journal=journal,
             traffic=traffic,
         )
         self.link_tasks: Sequence[Callable[[], Coroutine[Any, Any, None]]] = [self.hub.repairer.run]

@@ -20,6 +20,7 @@ from backplane.history.repair import ReadBounds, Repairer
 from backplane.history.replay import Start, beginning, is_ahead, needs_ring
 from backplane.history.ring import Ring, RingBudget
 from backplane.history.track import HELD, PROVED, Track
+from backplane.journal.events import HISTORY_MISFIT
 from backplane.message import All, Gap
 from backplane.statistics import Counters
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from backplane.history.repair import Read
     from backplane.history.track import Mended
     from backplane.history_rules import History, HistoryRules
-    from backplane.log_bursts import LogBursts
+    from backplane.journal.journal import Journal
     from backplane.message import Message, Place, Position
     from backplane.settings import Settings
 
@@ -56,7 +57,7 @@ class HistoryHub(Hub):
             its channels are in doubt only where a join needs their history.
         settings: The bounds.
         statistics: Where it counts.
-        bursts, traffic: As for `Hub`.
+        journal, traffic: As for `Hub`.
 
     Attributes:
         repairer: Reads from the broker. The supervisor runs it while the link is live.
@@ -71,10 +72,10 @@ class HistoryHub(Hub):
         follows: bool,
         settings: Settings,
         statistics: Counters | None = None,
-        bursts: LogBursts | None = None,
+        journal: Journal | None = None,
         traffic: Traffic | None = None,
     ) -> None:
-        super().__init__(broker_subscriptions, bursts, traffic=traffic)
+        super().__init__(broker_subscriptions, journal, traffic=traffic)
         self._rules = rules
         self._follows = follows
         self._settings = settings
@@ -89,7 +90,7 @@ class HistoryHub(Hub):
             settings.repair_timeout_seconds,
         )
         self.repairer: Repairer = Repairer(
-            adapter, bounds, on_read=self._read, on_failed=self._give_up, bursts=self._bursts
+            adapter, bounds, on_read=self._read, on_failed=self._give_up, journal=self._journal
         )
         self.gaps.on_reported = self._gap_reported
         broker_subscriptions.on_confirmed = self._confirmed
@@ -398,10 +399,10 @@ class HistoryHub(Hub):
         self._statistics.unkept += 1
         if not kept.unkept_logged:
             kept.unkept_logged = True
-            self._bursts.log(
+            self._journal.log(
                 logger,
-                logging.WARNING,
-                "a message on channel %r was published without history, so it is received live and cannot be given "
-                "back: give every process that publishes to it the same rule, Backplane(history=...)",
-                kept.name,
+                HISTORY_MISFIT,
+                "a message on channel %(channel)r was published without history, so it is received live and cannot be "
+                "given back: give every process that publishes to it the same rule, Backplane(history=...)",
+                channel=kept.name,
             )

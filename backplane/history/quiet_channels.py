@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerError
+from backplane.journal.events import ADAPTER_FAULT
+from backplane.journal.writing import write
 
 if TYPE_CHECKING:
     from backplane.broadcaster import SupportsHistory
@@ -66,8 +68,9 @@ class QuietChannels:
             recalled = await self._adapter.recall(kept.name, kept.rule, after=None, limit=0, max_bytes=0)
         except BrokerError:  # of this channel alone, or of all of them: each has its turn again
             return
-        except Exception:  # a fault of the adapter: it must not end the link, each time it is compared
-            logger.exception("comparing channel %r with the broker failed unexpectedly", kept.name)
+        except Exception as error:  # a fault of the adapter: it must not end the link, each time it is compared
+            words = "comparing channel %(channel)r with the broker failed unexpectedly"
+            write(logger, ADAPTER_FAULT, words, channel=kept.name, exc_info=error)
             return
         if kept.track.last is last and kept.track.doubt is None and recalled.top != last:
             self._hub.gap([kept.name], _SKIPPED)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from backplane.concurrency.timeouts import SharedTimeout
 from backplane.errors import BrokerError, BrokerUnavailableError
+from backplane.journal.events import ADAPTER_FAULT, HISTORY_FAILED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backplane.broadcaster import Recalled, SupportsHistory
     from backplane.history.kept_channel import KeptChannel
-    from backplane.log_bursts import LogBursts
+    from backplane.journal.journal import Journal
     from backplane.message import Position
 
 __all__ = ["Read", "ReadBounds", "Repairer"]
@@ -78,7 +79,7 @@ class Repairer:
         on_read: Called with each channel and what was read for it.
         on_failed: Called with each channel whose repair took too long, or that the broker refuses to read, and the
             reason.
-        bursts: How failures, which can concern every channel at once, are logged.
+        journal: How failures, which can concern every channel at once, are logged.
     """
 
     def __init__(
@@ -88,13 +89,13 @@ class Repairer:
         *,
         on_read: Callable[[KeptChannel, Read], None],
         on_failed: Callable[[KeptChannel, str], None],
-        bursts: LogBursts,
+        journal: Journal,
     ) -> None:
         self._adapter = adapter
         self._bounds = bounds
         self._on_read = on_read
         self._on_failed = on_failed
-        self._bursts = bursts
+        self._journal = journal
         self._timeouts = SharedTimeout(bounds.read_seconds)
         self._due: dict[KeptChannel, None] = {}
         self._due_first: dict[KeptChannel, None] = {}  # those that hold messages back
@@ -214,9 +215,8 @@ class Repairer:
             self.request(kept)
             return
         kept.end_repair()
-        self._bursts.log(
-            logger, logging.ERROR, "the history of channel %r cannot be read, which is a gap: %s", kept.name, reason
-        )
+        words = "the history of channel %(channel)r cannot be read, which is a gap: %(reason)s"
+        self._journal.log(logger, HISTORY_FAILED, words, channel=kept.name, reason=reason)
         self._on_failed(kept, f"the history cannot be read: {reason}")
 
     def _has_time(self, kept: KeptChannel, now: float) -> bool:
@@ -237,6 +237,5 @@ class Repairer:
         return since is None or now - since < most
 
     def _log_fault(self, kept: KeptChannel, error: Exception) -> None:
-        self._bursts.log(
-            logger, logging.ERROR, "reading the history of channel %r failed unexpectedly", kept.name, exc_info=error
-        )
+        words = "reading the history of channel %(channel)r failed unexpectedly"
+        self._journal.log(logger, ADAPTER_FAULT, words, channel=kept.name, exc_info=error)

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from backplane.concurrency.shared_future import outcome_of
+from backplane.journal.events import SCRAPE_FAILED
+from backplane.journal.writing import write
 from backplane.metrics.question import GoneError, answer, ask
 from backplane.metrics.snapshot import parse_snapshot, snapshot
 from backplane.unix_sockets.folder import FolderError, default_directory, open_folder
@@ -157,10 +159,12 @@ class Siblings:
             _remove_stale(self._folder)
             self._listener = Listener(runtime.affinity.loop, self._folder, self._accept, group=self._group)
         except (FolderError, OSError) as error:
-            logger.warning(
+            write(
+                logger,
+                SCRAPE_FAILED,
                 "the metrics of this worker are in no scrape but its own, since it cannot listen for the other workers "
-                "(%s): set XDG_RUNTIME_DIR or TMPDIR to a folder of this user, or pass siblings=False",
-                error,
+                "(%(reason)s): set XDG_RUNTIME_DIR or TMPDIR to a folder of this user, or pass siblings=False",
+                reason=error,
             )
 
     def _group_of(self, runtime: Runtime, parent: int) -> str:
@@ -188,7 +192,8 @@ class Siblings:
     def _answered(self, task: asyncio.Task[None]) -> None:
         self._answers.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("the metrics of this worker could not be read for another one", exc_info=error)
+            words = "the metrics of this worker could not be read for another one"
+            write(logger, SCRAPE_FAILED, words, level=logging.ERROR, exc_info=error)
 
     def _snapshot(self) -> bytes:
         return json.dumps(snapshot(self._backplane)).encode()
@@ -211,7 +216,8 @@ class Siblings:
         try:
             return [name for name in list_sockets(self._folder, self._group) if name != self._listener.name]
         except OSError as error:
-            logger.warning("cannot list the other workers (%s): their metrics are missing", error)
+            words = "cannot list the other workers (%(reason)s): their metrics are missing"
+            write(logger, SCRAPE_FAILED, words, reason=error)
             return []
 
     async def _ask(self, name: str) -> dict[str, Any] | None:
@@ -229,13 +235,13 @@ class Siblings:
     def _log_missing(self, worker: str, error: Exception) -> None:
         runtime = self._backplane._runtime  # pyright: ignore[reportPrivateUsage]
         if runtime is not None and runtime.affinity is self._affinity:
-            runtime.bursts.log(
+            runtime.journal.log(
                 logger,
-                logging.WARNING,
-                "worker %s did not answer a scrape within a second, since it is stopped, or its event loop is blocked, "
-                "or it does not have the same version: %r",
-                worker,
-                error,
+                SCRAPE_FAILED,
+                "worker %(sibling)s did not answer a scrape within a second, since it is stopped, or its event loop is "
+                "blocked, or it does not have the same version: %(reason)s",
+                sibling=worker,
+                reason=repr(error),
             )
 
 

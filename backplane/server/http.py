@@ -8,13 +8,13 @@ once for a burst.
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 from backplane.errors import MissingDependencyError
+from backplane.journal.events import SERVER_CLIENT
+from backplane.journal.journal import Journal
 from backplane.lane import TRANSPORT
-from backplane.log_bursts import LogBursts
 from backplane.server.transport import BoundedProtocol
 
 try:
@@ -25,6 +25,7 @@ except ImportError as _error:
 
 if TYPE_CHECKING:
     import asyncio
+    import logging
     from collections.abc import Callable
 
     _Auto = H11Protocol  # `AutoHTTPProtocol` is chosen at import
@@ -43,13 +44,13 @@ class _BoundedLogger:
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
-        self._bursts = LogBursts()
+        self._journal = Journal()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._logger, name)
 
     def warning(self, message: str, *args: object) -> None:
-        self._bursts.log(self._logger, logging.WARNING, message, *args)
+        self._journal.log(self._logger, SERVER_CLIENT, "%(reason)s", reason=message % args if args else message)
 
 
 _loggers: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _BoundedLogger]] = WeakKeyDictionary()

@@ -13,6 +13,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from backplane.errors import LifecycleError, MissingDependencyError
+from backplane.journal.events import SERVER_MISFIT
+from backplane.journal.writing import write
 from backplane.lane import EXTENSION, TRANSPORT
 from backplane.server.transport import BoundedProtocol
 from backplane.server.transport_lane import TransportLane
@@ -313,10 +315,13 @@ def _forget(conn: Any) -> None:
 
 @cache  # logged once, not for each client
 def _warn_of_lower_limit(server_limit: int, application_limit: int) -> None:
-    logger.warning(
-        "messages are limited to %d bytes by the server's ws_max_size, though the application allows %d",
-        server_limit,
-        application_limit,
+    write(
+        logger,
+        SERVER_MISFIT,
+        "messages are limited to %(limit)d bytes by the server's ws_max_size, though the application allows "
+        "%(allowed)d",
+        limit=server_limit,
+        allowed=application_limit,
     )
 
 
@@ -345,10 +350,13 @@ def _has_all_it_needs(protocol: WebSocketsSansIOProtocol) -> bool:
     }
     missing = [name for name, is_there in found.items() if not is_there]
     if missing:
-        logger.warning(
-            "no direct lane with Uvicorn %s, messages are sent through ASGI, which is slower; not as expected: %s",
-            uvicorn_version,
-            ", ".join(missing),
+        write(
+            logger,
+            SERVER_MISFIT,
+            "no direct lane with Uvicorn %(version)s, messages are sent through ASGI, which is slower; not as "
+            "expected: %(reason)s",
+            version=uvicorn_version,
+            reason=", ".join(missing),
         )
     return not missing
 
@@ -365,7 +373,8 @@ def _state_can_be_observed() -> bool:
         _observe(probe, lane)
         probe.send_close(1000)
         _forget(probe)
-    except Exception:  # an unknown version of websockets may raise anything
-        logger.debug("the state of a websockets protocol cannot be observed", exc_info=True)
+    except Exception as error:  # an unknown version of websockets may raise anything
+        words = "the state of a websockets protocol cannot be observed"
+        write(logger, SERVER_MISFIT, words, level=logging.DEBUG, exc_info=error)
         return False
     return not lane.writable

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from backplane.cluster.topics import STATS
 from backplane.control.messages import Selector
 from backplane.errors import BackplaneError
+from backplane.journal.events import CLUSTER_FAILED
 from backplane.option_checks import is_number
 from backplane.stats.overview import Overview, channel_overviews, worker_name, worker_overview
 from backplane.stats.publisher import INTERVAL_SECONDS, LEASE_SECONDS, WATCH, interval_of
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from backplane.cluster.bus import ClusterBus
     from backplane.cluster_types import Worker
     from backplane.control.requests import Requests
-    from backplane.log_bursts import LogBursts
+    from backplane.journal.journal import Journal
     from backplane.stats.snapshot import WorkerSnapshot
 
 __all__ = ["StatsReader"]
@@ -80,7 +81,7 @@ class StatsReader:
         url: The broker, its password masked.
         own: Takes the snapshot of this worker, for the time in which the link is lost; `None` where it is no worker.
         down_seconds: A worker that is silent for so long has vanished.
-        bursts: How failures are logged.
+        journal: How failures are logged.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class StatsReader:
         url: str,
         own: Callable[[float], WorkerSnapshot] | None,
         down_seconds: float,
-        bursts: LogBursts,
+        journal: Journal,
     ) -> None:
         self._bus = bus
         self._requests = requests
@@ -106,7 +107,7 @@ class StatsReader:
         self._url = url
         self._own = own
         self._down_seconds = down_seconds
-        self._bursts = bursts
+        self._journal = journal
         self._holders = 0
         self._asking: asyncio.Task[None] | None = None
         self._known: dict[str, _Known] = {}
@@ -228,7 +229,8 @@ class StatsReader:
             try:
                 await self._ask()
             except BackplaneError as error:
-                self._bursts.log(logger, logging.DEBUG, "the workers could not be asked for their figures: %s", error)
+                words = "the workers could not be asked for their figures: %(reason)s"
+                self._journal.log(logger, CLUSTER_FAILED, words, level=logging.DEBUG, reason=error)
             self._changed.set()
             # Without the answer of each it was waited for already.
             await asyncio.sleep(max(_GRACE_SECONDS, LEASE_SECONDS / 2 - (loop.time() - began)))

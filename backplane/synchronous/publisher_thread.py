@@ -17,6 +17,8 @@ from backplane.concurrency.context import task_in
 from backplane.concurrency.shared_future import outcome_of
 from backplane.concurrency.threads import new_waiter, start_thread
 from backplane.errors import BrokerUnavailableError, ClosedError
+from backplane.journal.events import THREAD_FAILED
+from backplane.journal.writing import write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -157,7 +159,8 @@ class _PublisherThread:
         self._on_end = ended.notify
         self.end()
         if self._calls.is_open and not self._ended and not ended.wait(_CLOSE_SECONDS):
-            logger.warning("the publisher's thread did not end within %g s", _CLOSE_SECONDS)
+            words = "the publisher's thread did not end within %(seconds)g s"
+            write(logger, THREAD_FAILED, words, level=logging.WARNING, seconds=_CLOSE_SECONDS)
 
     def _begin(self) -> None:
         try:
@@ -181,8 +184,8 @@ class _PublisherThread:
         loop = asyncio.new_event_loop()
         try:
             loop.run_until_complete(self._serve())
-        except Exception:
-            logger.exception("the publisher's thread failed")
+        except Exception as error:
+            write(logger, THREAD_FAILED, "the publisher's thread failed", exc_info=error)
         finally:
             loop.close()
             self._ended = True

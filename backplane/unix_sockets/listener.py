@@ -6,6 +6,8 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Final
 
+from backplane.journal.events import PEER_LOST
+from backplane.journal.writing import write
 from backplane.unix_sockets.sockets import bind_socket
 
 if TYPE_CHECKING:
@@ -82,7 +84,8 @@ class Listener:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:  # out of file descriptors: the socket stays readable, so the loop would spin
-                logger.warning("cannot accept on %s (%s), trying again in a second", self.name, error.strerror)
+                words = "cannot accept on %(peer)s (%(reason)s), trying again in a second"
+                write(logger, PEER_LOST, words, peer=self.name, reason=error.strerror)
                 self._loop.remove_reader(self._listener)
                 self._pause = self._loop.call_later(_PAUSE_SECONDS, self._open)
                 return

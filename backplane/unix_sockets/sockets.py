@@ -15,6 +15,8 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from backplane.concurrency.fork import close_in_children
+from backplane.journal.events import PEER_REFUSED
+from backplane.journal.writing import write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -111,7 +113,7 @@ def connect_socket(path: Path) -> socket.socket:
     if user is None:
         return connection
     connection.close()
-    logger.warning("ignored the socket %s of user %d", path, user)
+    write(logger, PEER_REFUSED, "ignored the socket %(peer)s of user %(user)d", peer=path, user=user)
     raise ConnectionRefusedError
 
 

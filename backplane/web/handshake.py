@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from backplane.connection.callback_handler import call, call_on_close
 from backplane.connection.connection import Connection
-from backplane.connection.ending import refusal
+from backplane.connection.ending import has_a_line, refusal, what_was_refused
 from backplane.connection.expiry import check_permission
 from backplane.errors import (
-    BrokerError,
     ClosedError,
-    InvalidChannelError,
-    InvalidPositionError,
     OriginRefusedError,
+    PermissionExpiredError,
 )
+from backplane.journal.events import CLIENT_REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -99,6 +98,7 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
         self._origins = origins
         self._channels = channels
         self._client_key = client_key
+        driver.client_key = client_key
         self._max_per_client = max_per_client
         self._subprotocol = subprotocol
         self._headers = headers
@@ -222,10 +222,8 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
             raise error
         runtime = self._runtime
         runtime.statistics.connections_refused += 1
-        if isinstance(
-            refused.error, BrokerError | InvalidChannelError | InvalidPositionError
-        ):  # of others there is a line
-            runtime.bursts.log(logger, logging.WARNING, "refused a WebSocket: %s", refused.error)
+        if not refused.is_fault and not has_a_line(refused.error):
+            self._log_refusal(refused.error)
         # A page of another site must not read anything of this one, not even a reason.
         may_read = not isinstance(refused.error, OriginRefusedError)
         if self._after_accept and may_read and runtime.clients.reserve_refusal():
@@ -244,8 +242,21 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
         refusal = self._origins.refusal(self._socket.origin, self._socket.host)
         if refusal is not None:
             self._runtime.statistics.refused_origins += 1
-            self._runtime.bursts.log(logger, logging.WARNING, "refused a WebSocket: %s", refusal)
-            raise OriginRefusedError(refusal)
+            error = OriginRefusedError(refusal)
+            self._log_refusal(error)
+            raise error
+
+    def _log_refusal(self, error: BaseException | None) -> None:
+        level = logging.INFO if isinstance(error, PermissionExpiredError) else None  # the client gets a new token
+        self._runtime.journal.log(
+            logger,
+            CLIENT_REFUSED,
+            "refused a WebSocket: %(reason)s",
+            level=level,
+            what=what_was_refused(error),
+            reason=error,
+            **self._driver.named,
+        )
 
 
 async def _identify(runtime: Runtime, driver: ConnectionDriver, who: Who) -> None:

@@ -7,6 +7,9 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
+from backplane.journal.events import CLIENT_UNREAD
+from backplane.journal.writing import write
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
@@ -61,7 +64,7 @@ class ReadAhead:
                     return
         except Exception as error:
             # Another caller of `receive` has taken the client's end, which some servers answer with an error.
-            logger.debug("nothing more can be received", exc_info=error)
+            write(logger, CLIENT_UNREAD, "nothing more can be received", exc_info=error)
             self._messages.append({"type": "websocket.disconnect", "code": 1006})
             self._on_end()
         finally:

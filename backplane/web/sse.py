@@ -24,6 +24,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.responses import Response
 
+from backplane.connection.ending import what_was_refused
 from backplane.connection.expiry import check_permission, moment_of
 from backplane.errors import (
     BackplaneError,
@@ -45,6 +46,7 @@ from backplane.fanout.subscriber_options import (
     previous_token,
 )
 from backplane.fanout.subscription import Subscription
+from backplane.journal.events import CLIENT_CLOSED, CLIENT_REFUSED, CLIENT_UNREAD
 from backplane.lane import abort, when_gone
 from backplane.option_checks import check_number
 from backplane.web.client_address import address_key
@@ -185,7 +187,7 @@ class EventStream(Subscription):
             outbox,
             context=context,
             statistics=runtime.statistics,
-            bursts=runtime.bursts,
+            journal=runtime.journal,
             options=options,
         )
         self._kept = kept
@@ -262,7 +264,8 @@ class EventStream(Subscription):
             if not deadline.expired():  # the application's own
                 raise
             if not listening.done():
-                logger.debug("the client of event stream %s does not read: cutting it", self.id)
+                words = "the client of event stream %(connection)s does not read: cutting it"
+                self._journal.log(logger, CLIENT_UNREAD, words, **self.named)
                 if abort(scope):  # a server logs an error for a response that ends before its client is gone
                     await _ends(listening)
         except OSError:  # that the client is gone (ASGI, HTTP 2.4), or another error of this type
@@ -294,7 +297,7 @@ class EventStream(Subscription):
 
     def _note_overrun(self) -> None:
         self._statistics.slow_streams += 1
-        self._bursts.log(logger, logging.WARNING, "event stream %s is too slow: ending it", self.id)
+        self._log_slow()
 
     async def _listen(self, receive: Receive) -> None:
         """End the stream when its client is gone: a send would notice that only at the next message."""
@@ -335,7 +338,8 @@ class EventStream(Subscription):
 
     def _expire(self) -> None:
         self._has_expired = True
-        self._bursts.log(logger, logging.INFO, "ending event stream %s: its permission has run out", self.id)
+        words = "ending event stream %(connection)s: its permission has run out"
+        self._journal.log(logger, CLIENT_CLOSED, words, reason="permission has run out", **self.named)
         self.end()
 
     def _finish_within(self, seconds: float | None) -> None:
@@ -390,6 +394,7 @@ class _EventStreamResponse(Response):
         runtime = self._runtime
         runtime.affinity.check()
         stream = EventStream(runtime, self._rules, self._outbox, self._context, self._kept, self._options)
+        stream.client_key = self._client_key
         async with stream.while_there(scope, receive):
             try:
                 await self._answer(stream, scope, receive, send)
@@ -403,9 +408,10 @@ class _EventStreamResponse(Response):
         try:
             await self._join(stream, scope)
         except (BackplaneError, WebSocketException) as error:
-            return None if stream.is_abandoned else await self._refuse(error, scope, receive, send)
-        except HTTPException:  # raised by `authorize`: the framework answers it
+            return None if stream.is_abandoned else await self._refuse(stream, error, scope, receive, send)
+        except HTTPException as error:  # raised by `authorize`: the framework answers it
             self._runtime.statistics.streams_refused += 1
+            self._log_refusal(stream, error)
             raise
         if scope["method"] == "HEAD":
             return await self._send_at_once(send, b"")
@@ -443,16 +449,32 @@ class _EventStreamResponse(Response):
         check_permission(has_expired=self.expires_at is not None and self.expires_at <= time.time())
 
     async def _refuse(
-        self, error: BackplaneError | WebSocketException, scope: Scope, receive: Receive, send: Send
+        self,
+        stream: EventStream,
+        error: BackplaneError | WebSocketException,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
     ) -> None:
         self._runtime.statistics.streams_refused += 1
-        level = logging.WARNING if isinstance(error, BrokerError) else logging.INFO
-        self._runtime.bursts.log(logger, level, "refused an event stream: %s", error)
+        self._log_refusal(stream, error)
         answer = denial(error)
         if answer.status_code in _LATER and MEDIA_TYPE in Headers(scope=scope).get("accept", ""):
             return await self._send_at_once(send, b": not available, try again later\n" + self.hint())
         answer.headers["Cache-Control"] = "no-store"
         await answer(scope, receive, send)
+
+    def _log_refusal(self, stream: EventStream, error: Exception) -> None:
+        is_warning = isinstance(error, BrokerError | OriginRefusedError)  # of others there is a line, or none is needed
+        self._runtime.journal.log(
+            logger,
+            CLIENT_REFUSED,
+            "refused an event stream: %(reason)s",
+            level=None if is_warning else logging.INFO,
+            what=what_was_refused(error),
+            reason=error,
+            **stream.named,
+        )
 
     async def _send_at_once(self, send: Send, body: bytes) -> None:
         await send(_start(self))

@@ -13,7 +13,15 @@ from backplane.concurrency.paced import PacedCalls
 from backplane.control.client_index import ControlledClient
 from backplane.errors import ClosedError, TooManyConnectionsError
 from backplane.explain.recollection import Recollection
-from backplane.log_bursts import place_of
+from backplane.journal.events import (
+    CLIENT_FAILED,
+    CLIENT_REFUSED,
+    CLIENT_UNKNOWN_ADDRESS,
+    DRAIN_HANDLERS_LEFT,
+    DRAIN_STARTED,
+)
+from backplane.journal.place import place_of
+from backplane.journal.writing import write
 from backplane.worker.shutdown import stagger_window
 
 if TYPE_CHECKING:
@@ -21,7 +29,7 @@ if TYPE_CHECKING:
 
     from backplane.control.client_index import ClientIndex
     from backplane.fanout.outbox import Outbox
-    from backplane.log_bursts import LogBursts
+    from backplane.journal.journal import Journal
     from backplane.statistics import Counters
 
 __all__ = ["ClientRegistry", "LocalClient"]
@@ -80,7 +88,7 @@ class ClientRegistry:
     Args:
         max_connections: Most clients of this worker; `None` is no limit.
         counters: Where refused clients are counted.
-        bursts: How refused clients are logged: many can be refused at once.
+        journal: How refused clients are logged: many can be refused at once.
         recollection: What remembers the clients that have ended.
 
     Attributes:
@@ -93,13 +101,13 @@ class ClientRegistry:
         self,
         max_connections: int | None,
         counters: Counters,
-        bursts: LogBursts,
+        journal: Journal,
         recollection: Recollection | None = None,
     ) -> None:
         self._max_connections = max_connections
         self._recollection = recollection or Recollection()
         self._counters = counters
-        self._bursts = bursts
+        self._journal = journal
         self.is_draining: bool = False
         self.handed_over: int = 0
         self.index: ClientIndex | None = None
@@ -139,16 +147,19 @@ class ClientRegistry:
             TooManyConnectionsError: As many clients as are allowed are there, of this key or in all.
         """
         if self.is_draining:
-            self._bursts.log(logger, logging.INFO, "refused a client: this worker drains")
+            words = "refused a client: this worker drains"
+            self._journal.log(
+                logger, CLIENT_REFUSED, words, level=logging.INFO, what="draining", reason="drains", **client.named
+            )
             raise ClosedError("this worker is about to end: connect again, to another one")
         if self._max_connections is not None and len(self) >= self._max_connections:
-            raise self.too_many("this worker has as many connections as it may: try again later")
+            raise self.too_many(client, "this worker has as many connections as it may: try again later")
         if max_per_client is not None:
             if client_key is None:
                 self._warn_of_unknown()
             elif self._count_by_key[client_key] >= max_per_client:
                 hint = f"; counted by address: {_CURE}" if isinstance(client_key, bytes) else ""
-                raise self.too_many(f"a client may have {max_per_client} connections", hint)
+                raise self.too_many(client, f"a client may have {max_per_client} connections", hint)
         self._keys[client] = client_key
         if client_key is not None:
             self._count_by_key[client_key] += 1
@@ -204,7 +215,8 @@ class ClientRegistry:
         """
         self.is_draining = True
         seconds = stagger_window(len(self._keys), most_seconds)
-        logger.info("draining: closing %d connections over %.1f s", len(self._keys), seconds)
+        words = "draining: closing %(connections)d connections over %(seconds).1f s"
+        self._journal.log(logger, DRAIN_STARTED, words, connections=len(self._keys), seconds=seconds)
         # Not at once: by then the server's other workers accept no new client either.
         begin = seconds / 10
         self._retiring = PacedCalls(self._retire, self._keys, after_seconds=begin, seconds=seconds - begin)
@@ -222,7 +234,8 @@ class ClientRegistry:
                 async with asyncio.timeout(seconds):
                     await self._emptied.wait()
             except TimeoutError:
-                logger.warning("%d handlers did not end with their connection", len(self._keys))
+                words = "%(handlers)d handlers did not end with their connection"
+                self._journal.log(logger, DRAIN_HANDLERS_LEFT, words, handlers=len(self._keys))
 
     async def close_all(self) -> None:
         """Accept no client any more, and close those that are left with code 1012, at once."""
@@ -237,23 +250,27 @@ class ClientRegistry:
         try:
             await client.close(CloseCode.SERVICE_RESTART, _RESTART)
         except Exception as error:  # the worker ends all the same
-            self._bursts.log(logger, logging.ERROR, "a client could not be closed: %s", place_of(error))
+            words = "a client could not be closed: %(error)s"
+            self._journal.log(logger, CLIENT_FAILED, words, error=place_of(error), **client.named)
 
-    def too_many(self, reason: str, hint: str = "") -> TooManyConnectionsError:
+    def too_many(self, client: LocalClient, reason: str, hint: str = "") -> TooManyConnectionsError:
         """Count and log a client that is over a limit, and return the error for it.
 
         Args:
+            client: The client.
             reason: What the client may be shown.
             hint: What the log has beside.
         """
         self._counters.refused_connections += 1
-        self._bursts.log(logger, logging.WARNING, "refused a client: %s", reason + hint)
+        words = "refused a client: %(reason)s"
+        self._journal.log(logger, CLIENT_REFUSED, words, what="connection", reason=reason + hint, **client.named)
         return TooManyConnectionsError(reason)
 
     def _warn_of_unknown(self) -> None:
         if not self._warned_of_unknown:
             self._warned_of_unknown = True
-            logger.warning("max_connections_per_client does not count clients whose address is unknown: %s", _CURE)
+            words = "max_connections_per_client does not count clients whose address is unknown: %(reason)s"
+            write(logger, CLIENT_UNKNOWN_ADDRESS, words, reason=_CURE)
 
     def _transport_gone(self, client_key: str | bytes | None) -> None:
         self._ended -= 1

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from backplane.control.messages import Command
     from backplane.control.surveys import Surveys
     from backplane.fanout.hub import Hub
-    from backplane.log_bursts import LogBursts
+    from backplane.journal.journal import Journal
     from backplane.presence.contract import Worker as KnownWorker
     from backplane.presence_types import Presence, PresenceRules, PresenceView, Who
     from backplane.settings import Settings
@@ -70,7 +70,7 @@ class Cluster:
         rules: Which channels have presence.
         surveys: The handlers of surveys.
         mode: Whether it is a member of the cluster.
-        bursts: How failures are logged.
+        journal: How failures are logged.
         stats: The figures of this worker.
         url: The broker, its password masked.
 
@@ -92,7 +92,7 @@ class Cluster:
         rules: PresenceRules,
         surveys: Surveys,
         mode: ClusterMode,
-        bursts: LogBursts,
+        journal: Journal,
         stats: StatsSource,
         url: str,
     ) -> None:
@@ -107,8 +107,8 @@ class Cluster:
         self._settling: asyncio.TimerHandle | None = None
         self.clients: Final = ClientIndex()
         self.requests: Final = Requests(bus, self._asked, self._knows_all)
-        self._commands = CommandReceiver(bus, self.clients, surveys, bursts)
-        self.user_cap: Final = UserCap(self.clients, self.requests, self._commands, bursts)
+        self._commands = CommandReceiver(bus, self.clients, surveys, journal)
+        self.user_cap: Final = UserCap(self.clients, self.requests, self._commands, journal)
         self._agent = PresenceAgent(
             bus,
             times=PresenceTimes(
@@ -136,7 +136,7 @@ class Cluster:
             url=url,
             own=stats.snapshot if mode == "member" else None,
             down_seconds=settings.worker_down_seconds,
-            bursts=bursts,
+            journal=journal,
         )
         self._affinity = hub.affinity
         self._is_live = False

@@ -11,6 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from backplane.journal.events import DEPLOYMENT_ISOLATED, SERVER_MISFIT
+from backplane.journal.writing import write
+
 if TYPE_CHECKING:
     from backplane.broadcaster import Capabilities
     from backplane.connection.limits import Limits
@@ -40,26 +43,32 @@ def warn_if_isolated(capabilities: Capabilities, url: str) -> None:
     """Log a warning, with the cure, where the adapter certainly does not reach every worker."""
     workers = worker_count()
     if capabilities.reach == "process" and workers > 1:
-        logger.warning(
-            "%s reaches this process only, and it is one of %d workers: a broadcast will reach a part of the clients. "
-            "Set BACKPLANE_URL=ipc://myapp to join the workers of one host, or redis://... to join hosts.",
-            url,
-            workers,
+        write(
+            logger,
+            DEPLOYMENT_ISOLATED,
+            "%(url)s reaches this process only, and it is one of %(workers)d workers: a broadcast will reach a part of "
+            "the clients. Set BACKPLANE_URL=ipc://myapp to join the workers of one host, or redis://... to join hosts.",
+            url=url,
+            workers=workers,
         )
     elif capabilities.reach != "network" and "KUBERNETES_SERVICE_HOST" in os.environ:
-        logger.warning(
-            "%s reaches this pod only, and this process runs in Kubernetes: with more than one replica "
+        write(
+            logger,
+            DEPLOYMENT_ISOLATED,
+            "%(url)s reaches this pod only, and this process runs in Kubernetes: with more than one replica "
             "a broadcast will reach a part of the clients. Set BACKPLANE_URL=redis://... to join pods.",
-            url,
+            url=url,
         )
 
 
 def warn_of_default_url(url: str) -> None:
     """Log a warning that `url` is a default: a script that publishes there reaches no other process."""
-    logger.warning(
-        "no URL was given and BACKPLANE_URL is not set, so %s is used, which reaches this process only: "
+    write(
+        logger,
+        DEPLOYMENT_ISOLATED,
+        "no URL was given and BACKPLANE_URL is not set, so %(url)s is used, which reaches this process only: "
         "set BACKPLANE_URL to the broker of the web workers, or give the URL",
-        url,
+        url=url,
     )
 
 
@@ -73,11 +82,13 @@ def warn_if_no_pings(limits: Limits) -> None:
 def _warn_if_no_pings() -> None:
     for module, reason in _WITHOUT_PINGS.items():
         if module in sys.modules:
-            logger.warning(
-                "heartbeat_seconds has no effect: %s, so a client that vanishes stays until the system gives up a send "
-                "to it. Set Limits(heartbeat_message=...), which clients answer, or use a server with the direct lane; "
-                "heartbeat_seconds=None accepts it",
-                reason,
+            write(
+                logger,
+                SERVER_MISFIT,
+                "heartbeat_seconds has no effect: %(reason)s, so a client that vanishes stays until the system gives "
+                "up a send to it. Set Limits(heartbeat_message=...), which clients answer, or use a server with the "
+                "direct lane; heartbeat_seconds=None accepts it",
+                reason=reason,
             )
 
 

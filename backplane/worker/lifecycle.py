@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final
 from backplane.concurrency.affinity import current_process
 from backplane.concurrency.shared_future import outcome_of
 from backplane.errors import ClosedError, LifecycleError, NotStartedError
+from backplane.journal.events import DEPLOYMENT_UNSTOPPED
+from backplane.journal.writing import write
 from backplane.worker.deployment import NO_LIFESPAN, warn_if_isolated
 from backplane.worker.server_shutdown import drain_at_the_end
 
@@ -190,5 +192,6 @@ class Lifecycle:
         self.runtime = self._stopping = None
         self._source.renew()
         if not inherited:
-            logger.warning("the event loop in which %s was started has ended without `stop`", self.url)
+            words = "the event loop in which %(url)s was started has ended without `stop`"
+            write(logger, DEPLOYMENT_UNSTOPPED, words, url=self.url)
             gc.collect()  # closes its sockets now, which nothing reads any more

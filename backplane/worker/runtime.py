@@ -42,7 +42,9 @@ from backplane.fanout.outbox import Waiting
 from backplane.fanout.traffic import Traffic
 from backplane.header import body_size, without_extensions
 from backplane.history.histories import Histories
-from backplane.log_bursts import LogBursts
+from backplane.journal.events import COMMAND_REJECTED, PUBLISH_REFUSED
+from backplane.journal.journal import Journal
+from backplane.journal.names import hide_names
 from backplane.presence_types import Who
 from backplane.statistics import Counters
 from backplane.worker.clients import ClientRegistry
@@ -128,7 +130,7 @@ class Runtime:
         cluster: What knows the other workers; `None` where they do not know each other.
         statistics: Where the parts count; `count` returns it with what the hub and the buffer count themselves.
         traffic: What passes the hub.
-        bursts: How what can concern many clients at once is logged.
+        journal: How what can concern many clients at once is logged.
         drained: The worker is about to end, and its subscriptions have ended.
         close_seconds: See above.
     """
@@ -154,7 +156,9 @@ class Runtime:
         self.broker_subscriptions: BrokerSubscriptions = BrokerSubscriptions(
             linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds
         )
-        self.bursts: LogBursts = LogBursts()
+        if not settings.log_names:
+            hide_names(b"" if cluster is None or cluster.secret is None else cluster.secret)
+        self.journal: Journal = Journal(worker=self.origin.hex())
         self.statistics: Counters = Counters()
         self.history_rules = history_rules
         self.scheme: str = broadcaster.url.scheme
@@ -167,12 +171,12 @@ class Runtime:
                 self.broker_subscriptions,
                 settings=settings,
                 statistics=self.statistics,
-                bursts=self.bursts,
+                journal=self.journal,
                 traffic=self.traffic,
             )
         histories = self.histories
         self.hub: Hub = (
-            Hub(self.broker_subscriptions, self.bursts, traffic=self.traffic) if histories is None else histories.hub
+            Hub(self.broker_subscriptions, self.journal, traffic=self.traffic) if histories is None else histories.hub
         )
         self.hub.tracer = tracer
         self.tracer: MessageTracer | None = tracer
@@ -189,6 +193,7 @@ class Runtime:
             origin=self.origin,
             settings=settings,
             on_state=self._state_changed,
+            journal=self.journal,
             prepare=None if histories is None else histories.prepare,
             link_tasks=() if histories is None else histories.link_tasks,
         )
@@ -198,7 +203,7 @@ class Runtime:
         self.keepalive: KeepaliveScheduler = KeepaliveScheduler()
         self.recollection: Recollection = Recollection()
         self.clients: ClientRegistry = ClientRegistry(
-            settings.max_connections, self.statistics, self.bursts, self.recollection
+            settings.max_connections, self.statistics, self.journal, self.recollection
         )
         self.drained: bool = False
         self._collections: ExitStack = ExitStack()
@@ -213,7 +218,7 @@ class Runtime:
             reload_delay=self.reload_delay,
             keepalive=self.keepalive,
             statistics=self.statistics,
-            bursts=self.bursts,
+            journal=self.journal,
         )
         self.broker_url: str = str(broadcaster.url)
         self.broker_prefix: str = getattr(broadcaster.options, "prefix", "")
@@ -228,7 +233,7 @@ class Runtime:
                 attempts,
                 max_bytes=settings.max_buffer_bytes,
                 max_messages=settings.max_buffer_messages,
-                bursts=self.bursts,
+                journal=self.journal,
             )
         self._bus: ClusterBus | None = None
         self._signer = None if cluster is None or cluster.secret is None else Signer(cluster.secret)
@@ -242,7 +247,7 @@ class Runtime:
                 rules=cluster.presence,
                 surveys=cluster.surveys,
                 mode=cluster.mode,
-                bursts=self.bursts,
+                journal=self.journal,
                 stats=RuntimeStats(self),
                 url=str(broadcaster.url),
             )
@@ -281,14 +286,14 @@ class Runtime:
         """
         most = limits.max_connections_per_user
         if most is not None and not await self.members().user_cap.has_room(client.id, most):
-            raise self.clients.too_many(f"a user may have {most} connections")
+            raise self.clients.too_many(client, f"a user may have {most} connections")
 
     def requests(self) -> Requests:
         """Return what sends commands: to all workers, also from a process that is none of them."""
         if self.cluster is None and self.clients.connected:
-            self.bursts.log(
+            self.journal.log(
                 logger,
-                logging.WARNING,
+                COMMAND_REJECTED,
                 "a command for the connections of all workers was sent by a worker that serves clients and applies no "
                 "commands itself: pass Backplane(cluster=True) in each worker",
             )
@@ -332,8 +337,8 @@ class Runtime:
         except BaseException as error:
             count_failed_publish(statistics, error)
             if isinstance(error, PublishError) and not isinstance(error, PublishOutcomeUnknownError):
-                words = "the broker refused a message on channel %r: %s"
-                self.bursts.log(logger, logging.WARNING, words, channel, error)
+                words = "the broker refused a message on channel %(channel)r: %(reason)s"
+                self.journal.log(logger, PUBLISH_REFUSED, words, channel=channel, reason=error)
             raise
         statistics.published += 1
         statistics.published_bytes += len(payload)
@@ -455,7 +460,7 @@ class Runtime:
             await self.supervisor.stop()
             await self.calls.close()
             self.hub.close()
-            self.bursts.flush()
+            self.journal.flush()
 
     def count(self) -> Statistics:
         """Return what was counted since the start."""
@@ -523,7 +528,7 @@ class Runtime:
                 origin=self.origin,
                 wire_format=self.wire_format,
                 max_payload_bytes=lambda: self.supervisor.max_payload_bytes,
-                bursts=self.bursts,
+                journal=self.journal,
                 signer=self._signer,
             )
         return self._bus

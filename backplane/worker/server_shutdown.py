@@ -19,6 +19,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from backplane.connection.tasks import Tasks
+from backplane.journal.events import DRAIN_FAILED
+from backplane.journal.writing import write
 from backplane.worker.shutdown import draining_on_signals
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def drain_at_the_end(drain: Drain) -> ExitStack:
             stack.callback(_put_before(server, method, drain))
             return stack
         if _is_hypercorn(frame) and id(_local(frame, "lifespan")) in managers:
-            tasks = Tasks(lambda error: logger.error("the drain failed; the server ends all the same", exc_info=error))
+            tasks = Tasks(_log_failure)
             tasks.spawn(_drain_beside_hypercorn(frame, drain), "backplane-drain")
             stack.callback(tasks.cancel)
             return stack
@@ -70,12 +72,16 @@ def drain_at_the_end(drain: Drain) -> ExitStack:
     return stack
 
 
+def _log_failure(error: BaseException) -> None:
+    write(logger, DRAIN_FAILED, "the drain failed; the server ends all the same", exc_info=error)
+
+
 def _put_before(server: Any, method: str, drain: Drain) -> Callable[[], None]:
     """Run `drain` before a method of the server; return a function that undoes this."""
     original: Callable[..., Awaitable[None]] = getattr(server, method)
 
     async def end(*args: Any, **kwargs: Any) -> None:
-        tasks = Tasks(lambda error: logger.error("the drain failed; the server ends all the same", exc_info=error))
+        tasks = Tasks(_log_failure)
         try:
             await _wait_for_drain(tasks.spawn(drain(False), "backplane-drain"), server)
             tasks.spawn(_cut_stalled(server), "backplane-cut-stalled")

@@ -12,6 +12,9 @@ import threading
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from backplane.journal.events import DRAIN_FAILED
+from backplane.journal.writing import write
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
 
@@ -94,8 +97,8 @@ class _Draining:
     async def _run(self, number: int, then: _Handler | None) -> None:
         try:
             await self._drain(then is None)
-        except Exception:
-            logger.exception("the drain failed; the server ends all the same")
+        except Exception as error:
+            write(logger, DRAIN_FAILED, "the drain failed; the server ends all the same", exc_info=error)
         finally:
             if then is not None:
                 then(number, None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from backplane.fanout.batch import Batch
 from backplane.fanout.delivery import Delivery
-from backplane.log_bursts import LogBursts
+from backplane.journal.journal import Journal
 from backplane.message import Message
 from benchmarks.micro.figure import interleaved
 
@@ -51,12 +51,12 @@ class _Reader:
 def run(count: int, rounds: int, messages: int) -> list[Figure]:
     """Return the figures per batch of so many messages for `count` subscribers; the floor is without excludes."""
     subscribers: dict[Subscriber, int] = {_Reader(number.to_bytes(8)): 1 for number in range(count)}
-    bursts = LogBursts()
+    journal = Journal()
 
     def fan_out(senders: int) -> None:
         excluded = [(number % senders).to_bytes(8) if senders else None for number in range(messages)]
         batch = Batch(*(Message(channel="room", data=_DATA, excluded=token) for token in excluded))
-        Delivery("room", batch, subscribers, bursts).run(None)
+        Delivery("room", batch, subscribers, journal).run(None)
 
     candidates: dict[str, Callable[[], object]] = {
         "floor: without exclude": partial(fan_out, 0),

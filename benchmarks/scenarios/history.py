@@ -92,7 +92,7 @@ def _publisher(server: Server) -> Generator[Server]:
 
 
 def _measure_costs(server: Server, publisher: Server, options: Options, found: Run) -> None:
-    """Publish bursts to a kept and to a plain channel in turn, and compare what they cost."""
+    """Publish journal to a kept and to a plain channel in turn, and compare what they cost."""
     names = {"plain": f"{_PLAIN}cost", "kept": f"{_KEPT}cost"}
     published: dict[str, list[_Published]] = {kind: [] for kind in names}
     received: dict[str, list[float]] = {kind: [] for kind in names}

@@ -8,7 +8,7 @@ import pytest
 
 from backplane import Connection, InvalidTokenError, TokenExpiredError
 from backplane.centrifugal import CommandError
-from backplane.log_bursts import LogBursts
+from backplane.journal.journal import Journal
 from tests.docs.test_guides import DOCS, run
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(not DOCS.is_dir(), reason="the documents are away")]
@@ -56,10 +56,10 @@ async def test_own_tokens() -> None:
 async def test_rpc() -> None:
     """A client gets an order and the number of orders, the application's error, or what is wrong with its data."""
     rpcs: Any = run(PAGE, "sdk-rpc")["centrifugal"]._service.rpcs
-    connection, bursts = cast("Connection", object()), LogBursts()
-    assert await rpcs.call("orders.get", connection, b'{"id": 7}', bursts) == b'{"id":7,"state":"baking"}'
-    assert await rpcs.call("orders.count", connection, b"", bursts) == b"1"
+    connection, journal = cast("Connection", object()), Journal()
+    assert await rpcs.call("orders.get", connection, b'{"id": 7}', journal) == b'{"id":7,"state":"baking"}'
+    assert await rpcs.call("orders.count", connection, b"", journal) == b"1"
     for data, code in ((b'{"id": 8}', 404), (b"{}", 107)):
         with pytest.raises(CommandError) as caught:
-            await rpcs.call("orders.get", connection, data, bursts)
+            await rpcs.call("orders.get", connection, data, journal)
         assert caught.value.code == code

@@ -7,7 +7,7 @@ import secrets
 import zlib
 from collections import deque
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from backplane.broadcaster import Broadcaster, BrokerUrl, Capabilities, Options
@@ -427,6 +427,11 @@ class FakeClient:
         self.outbox = Outbox(Backlog())
         self.kind = "connection"
         self.closed_with: tuple[int, str] | None = None
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """What names it in the log."""
+        return {"kind": "connection", "connection": self.id, "client_key": self.user}
 
     def retire(self, code: int, reason: str, /) -> None:
         """Record a close after what waits."""

@@ -19,7 +19,7 @@ from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.hub import Hub
 from backplane.fanout.traffic import Traffic
 from backplane.history.histories import Histories
-from backplane.log_bursts import LogBursts
+from backplane.journal.journal import Journal
 from backplane.message import ALL, Gap
 from backplane.settings import Settings
 from backplane.statistics import Counters
@@ -199,7 +199,7 @@ class SupervisedWorld(World):
                 broker_subscriptions,
                 settings=settings,
                 statistics=self.statistics,
-                bursts=LogBursts(),
+                journal=Journal(),
             )
             hub = histories.hub
         super().__init__(broker_subscriptions, hub, self._link_adapter)
@@ -212,6 +212,7 @@ class SupervisedWorld(World):
             on_state=on_state,
             prepare=None if histories is None else histories.prepare,
             link_tasks=() if histories is None else histories.link_tasks,
+            journal=Journal(),
             **supervisor_seconds,
         )
         self.publisher = WaitingPublisher(self.supervisor.attempts)

@@ -28,7 +28,7 @@ from mkdocs_hooks.docstrings import field_docs, parse
 from mkdocs_hooks.errors import error_classes
 from mkdocs_hooks.histories import history_row
 from mkdocs_hooks.layers import contract
-from mkdocs_hooks.log_events import events_in, package_events
+from mkdocs_hooks.log_events import lines_in, package_lines
 from mkdocs_hooks.navigation import SECTIONS, navigation
 from mkdocs_hooks.options import options_of, options_of_adapter
 from mkdocs_hooks.rooms import modules
@@ -605,59 +605,60 @@ def test_metrics_are_documented() -> None:
     assert sum(bool(metric.alert) for metric in METRICS) > 20
 
 
-def test_log_events_are_found() -> None:
-    """Calls of a logger and of a burst are found with logger, level and message, however the message is made."""
+def test_log_lines_are_found() -> None:
+    """Calls that log are found with logger, event, level and message, however the message is made."""
     source = """
 import logging
 logger = logging.getLogger("backplane.example")
 
-def one(bursts, error, is_grave, what):
-    logger.warning("plain %s", error)
-    logger.exception("a fault")
-    bursts.log(logger, logging.INFO, "counted")
-    logger.log(logging.ERROR if is_grave else logging.DEBUG, "either")
+def one(journal, error, is_grave, what, event):
+    write(logger, LINK_LOST, "plain %(reason)s", reason=error)
+    journal.log(logger, CLIENT_CLOSED, "counted")
+    write(logger, LINK_LOST if is_grave else LINK_LIVE, "either")
     words = "assigned" if is_grave else "otherwise"
-    logger.info(words)
-    logger.warning("first " "second")
-    logger.error(what)
-    error.warning("no logger")
-    level = logging.WARNING if is_grave else logging.INFO
-    logger.log(level, "assigned level")
+    write(logger, LINK_LIVE, words)
+    journal.log(logger, LINK_LOST, "first " "second", level=logging.DEBUG)
+    write(logger, LINK_LOST, what)
+    error.log("no logger")
+    level = logging.INFO if is_grave else None
+    write(logger, LINK_LOST, "assigned level", level=level)
+    journal.log(logger, event, "event of the caller")
 """
-    found = [(event.level, event.message, event.is_burst) for event in events_in(source, module="example")]
+    found = [(line.event, line.level, line.message, line.is_burst) for line in lines_in(source, module="example")]
     assert found == [
-        ("WARNING", "plain %s", False),
-        ("ERROR", "a fault", False),
-        ("INFO", "counted", True),
-        ("ERROR or DEBUG", "either", False),
-        ("INFO", "assigned", False),
-        ("INFO", "otherwise", False),
-        ("WARNING", "first second", False),
-        ("WARNING or INFO", "assigned level", False),
+        (("LINK_LOST",), "WARNING", "plain %(reason)s", False),
+        (("CLIENT_CLOSED",), "INFO", "counted", True),
+        (("LINK_LOST", "LINK_LIVE"), "WARNING or INFO", "either", False),
+        (("LINK_LIVE",), "INFO", "assigned", False),
+        (("LINK_LIVE",), "INFO", "otherwise", False),
+        (("LINK_LOST",), "DEBUG", "first second", True),
+        (("LINK_LOST",), "INFO or WARNING", "assigned level", False),
+        ((), "set by the caller", "event of the caller", True),
     ]
-    (named,) = events_in("import logging\nlog = logging.getLogger(__name__)\nlog.info('x')", module="backplane.a.b")
+    source = "import logging\nlog = logging.getLogger(__name__)\nwrite(log, LINK_LOST, 'x')"
+    (named,) = lines_in(source, module="backplane.a.b")
     assert named.logger == "backplane.a.b"
 
 
-def test_log_events_cover_the_package() -> None:
-    """Every logger that a module makes has events, each below `backplane`, and each room that logs has its section."""
-    events = package_events()
+def test_log_lines_cover_the_package() -> None:
+    """Every logger that a module makes has lines, each below `backplane`, and each room that logs has its section."""
+    lines = package_lines()
     root = Path(backplane.__file__).parent
     sources = [path.read_text(encoding="utf-8") for path in (*root.rglob("*.py"), *(root / "adapters").rglob("*.py"))]
     made = {name for text in sources for name in re.findall(r'^logger.* = logging.getLogger\("(.+)"\)$', text, re.M)}
     assert made
-    assert {event.logger for _, event in events} >= made
-    assert all(event.logger.startswith("backplane.") for _, event in events)
-    assert len(events) > 50
-    assert [event for _, event in events if not set(event.level.split(" or ")) <= LEVELS] == []
-    assert {event.message for _, event in events} >= {
-        "still no link to %s after %.0f s, tries: %d: %s",
-        "connection %s ends, the broker failed: %s",
-        "closing connection %s: %s",
+    assert {line.logger for _, line in lines} >= made
+    assert all(line.logger.startswith(("backplane.", "uvicorn.error")) for _, line in lines)
+    assert len(lines) > 100
+    assert [line for _, line in lines if not set(line.level.split(" or ")) <= {*LEVELS, "set by the caller"}] == []
+    assert {line.message for _, line in lines} >= {
+        "still no link to %(url)s after %(seconds).0f s, tries: %(tries)d: %(reason)s",
+        "connection %(connection)s ends, the broker failed: %(reason)s",
+        "closing connection %(connection)s: %(reason)s",
     }
-    block = fill("<!-- generated: log-events -->")
-    for room, _ in events:
-        assert f"## `{room}` {{ #{room.replace('.', '-')} }}" in block
+    block = fill("<!-- generated: log-lines -->")
+    for room, _ in lines:
+        assert f"### `{room}` {{ #{room.replace('.', '-')} }}" in block
 
 
 def test_commands_are_whole() -> None:

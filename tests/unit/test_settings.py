@@ -24,6 +24,7 @@ DEFAULTS = {
     "max_backoff_seconds": 5.0,
     "drain_seconds": 5.0,
     "handler_grace_seconds": 10.0,
+    "log_names": True,
     "max_connections": None,
     "worker_heartbeat_seconds": 3.0,
     "worker_down_seconds": 10.0,
@@ -35,7 +36,7 @@ DEFAULTS = {
     "max_ring_bytes": 33_554_432,
 }
 CHOICES = ["start", "outage"]
-SWITCHES = ["refuse_after_accept", "path_test"]
+SWITCHES = ["refuse_after_accept", "path_test", "log_names"]
 NUMBERS = [field.name for field in fields(Settings) if field.name not in [*CHOICES, *SWITCHES]]
 OPTIONAL = ["max_connections"]
 WHOLE = [

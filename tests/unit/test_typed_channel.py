@@ -288,8 +288,8 @@ async def test_foreign_publish(caplog: pytest.LogCaptureFixture) -> None:
             assert await take(messages) == [Order(number=7)]
         assert (orders.invalid, backplane.statistics().invalid_published) == (5, 5)
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
-        "dropped a message on channel 'orders:1': json_invalid",
-        "4 more within 10 s, the last one: dropped a message on channel 'orders:1': model_type",
+        f"dropped a message on channel 'orders:1': {kind}"
+        for kind in ("json_invalid", "int_parsing", "json_invalid", "missing", "model_type")
     ]
 
 

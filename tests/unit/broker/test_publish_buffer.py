@@ -18,7 +18,7 @@ from backplane.broker.publish_attempt import NO_POSITION
 from backplane.broker.publish_buffer import PublishBuffer
 from backplane.errors import BrokerUnavailableError, ClosedError, PublishError, PublishOutcomeUnknownError
 from backplane.history_rules import History
-from backplane.log_bursts import LogBursts
+from backplane.journal.journal import Journal
 from tests.unit.controlled_adapter import ControlledHistoryAdapter
 from tests.unit.doubles import Gate, run_passes, until_idle
 from tests.unit.kit import SETTINGS, WAIT_SECONDS, supervised, warnings_of
@@ -37,11 +37,13 @@ UNKNOWN = PublishOutcomeUnknownError("the link ended before the answer")
 
 @asynccontextmanager
 async def buffered(
-    *, max_bytes: int = 1024, max_messages: int = 100, bursts: LogBursts | None = None
+    *, max_bytes: int = 1024, max_messages: int = 100, journal: Journal | None = None
 ) -> AsyncGenerator[tuple[SupervisedWorld, PublishBuffer]]:
     """Run a buffer over a supervisor, and stop both."""
     async with supervised() as made:
-        buffer = PublishBuffer(made.supervisor.attempts, max_bytes=max_bytes, max_messages=max_messages, bursts=bursts)
+        buffer = PublishBuffer(
+            made.supervisor.attempts, max_bytes=max_bytes, max_messages=max_messages, journal=journal
+        )
         yield made, buffer
         await asyncio.wait_for(buffer.stop(WAIT_SECONDS), WAIT_SECONDS)
 
@@ -287,8 +289,8 @@ async def test_message_that_ends_the_link_is_not_sent_again() -> None:
 
 async def test_many_lost_messages_are_few_lines(caplog: pytest.LogCaptureFixture) -> None:
     """Many kept messages that are refused are one line for the first and one for the rest."""
-    bursts = LogBursts()
-    async with buffered(bursts=bursts) as (made, buffer):
+    journal = Journal(burst=1)
+    async with buffered(journal=journal) as (made, buffer):
         await made.degrade()
         made.adapter.publish_errors["bad"] = PublishError("not yours")
         for _ in range(50):
@@ -296,7 +298,7 @@ async def test_many_lost_messages_are_few_lines(caplog: pytest.LogCaptureFixture
         await publish(buffer, b"last")
         caplog.clear()
         await come_back(made, 1)
-        bursts.flush()
+        journal.flush()
         assert buffer.dropped == 50
         assert warnings_of(caplog, logging.ERROR) == [
             "a message that was kept for channel 'bad' is lost: not yours",

@@ -16,7 +16,7 @@ from backplane import BrokerUnavailableError, ClosedError, ConfigurationError, C
 from backplane.centrifugal.codes import CommandError
 from backplane.centrifugal.rpc import RpcRegistry
 from backplane.errors import InvalidMessageError
-from backplane.log_bursts import LogBursts
+from backplane.journal.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +53,7 @@ async def called(function: Callable[..., Any], data: bytes = b"") -> bytes:
     """Return what an RPC returns."""
     rpcs = RpcRegistry()
     rpcs.register("x", function)
-    return await rpcs.call("x", CONNECTION, data, LogBursts())
+    return await rpcs.call("x", CONNECTION, data, Journal())
 
 
 async def refused(function: Callable[..., Any], data: bytes = b"") -> tuple[int, str, bool]:
@@ -75,7 +75,7 @@ async def test_typed() -> None:
 
     rpcs.register("orders.get", get)
     data = b'{"id": "7", "pageLimit": 3}'
-    assert await rpcs.call("orders.get", CONNECTION, data, LogBursts()) == b'{"id":7,"totalCents":3}'
+    assert await rpcs.call("orders.get", CONNECTION, data, Journal()) == b'{"id":7,"totalCents":3}'
     assert seen == [CONNECTION, Query(id=7, pageLimit=3)]
 
 
@@ -158,7 +158,7 @@ async def test_anything_callable(function: Callable[..., Any], result: bytes) ->
 async def test_unknown_method() -> None:
     """An RPC that does not exist is answered with 104."""
     with pytest.raises(CommandError) as caught:
-        await RpcRegistry().call("x", CONNECTION, b"", LogBursts())
+        await RpcRegistry().call("x", CONNECTION, b"", Journal())
     assert (caught.value.code, caught.value.message, caught.value.temporary) == (104, "method not found", False)
 
 
@@ -289,12 +289,12 @@ async def test_failures_are_logged_in_bursts(caplog: pytest.LogCaptureFixture) -
     """A client that calls an RPC which fails cannot fill the log."""
     rpcs = RpcRegistry()
     rpcs.register("x", explode)
-    bursts = LogBursts()
+    journal = Journal()
     for _ in range(100):
         with pytest.raises(CommandError):
-            await rpcs.call("x", CONNECTION, b"", bursts)
+            await rpcs.call("x", CONNECTION, b"", journal)
     assert len(caplog.records) == 1
-    bursts.flush()
+    journal.flush()
 
 
 async def test_answers_keep_no_traceback() -> None:
@@ -302,7 +302,7 @@ async def test_answers_keep_no_traceback() -> None:
     caught: list[CommandError] = []
     for _ in range(2):
         with pytest.raises(CommandError) as raised:
-            await RpcRegistry().call("x", CONNECTION, b"", LogBursts())
+            await RpcRegistry().call("x", CONNECTION, b"", Journal())
         caught.append(raised.value)
     assert caught[0] is not caught[1]
 

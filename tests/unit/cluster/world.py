@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from backplane.cluster.bus import ClusterBus
 from backplane.cluster.signatures import Signer
-from backplane.log_bursts import LogBursts
+from backplane.journal.journal import Journal
 from backplane.message import Receipt
 from tests.unit.doubles import Gate
 from tests.unit.kit import WAIT_SECONDS, running
@@ -71,7 +71,7 @@ class BusWorker:
 
     def __init__(self, broker: Broker, world: World, number: int, secret: bytes | None) -> None:
         self.world = world
-        self.bursts = LogBursts(window_seconds=60)
+        self.journal = Journal(window_seconds=60, burst=1)
         self.max_payload_bytes = MAX_PAYLOAD
         self.bus = ClusterBus(
             world.hub,
@@ -79,7 +79,7 @@ class BusWorker:
             origin=number.to_bytes(8, "big"),
             wire_format="header",
             max_payload_bytes=lambda: self.max_payload_bytes,
-            bursts=self.bursts,
+            journal=self.journal,
             signer=None if secret is None else Signer(secret),
         )
 
@@ -122,6 +122,6 @@ async def buses(*secrets: bytes | None) -> AsyncGenerator[tuple[Broker, list[Bus
             broker.add(world)
             worker = BusWorker(broker, world, number, secret)
             stack.push_async_callback(worker.bus.stop)
-            stack.callback(worker.bursts.flush)
+            stack.callback(worker.journal.flush)
             workers.append(worker)
         yield broker, workers

@@ -21,6 +21,7 @@ from backplane.errors import (
     JoinRefusedError,
     TooManyChannelsError,
 )
+from backplane.journal.journal import Journal
 from backplane.message import ALL
 from tests.unit.connection.world import (
     World,
@@ -288,14 +289,14 @@ async def test_refused_joins_are_logged(
     world: World, authorize: Authorize | None, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A client that tries again and again what it may not is in the log by one line, and by number in a second one."""
-    policy = ConnectionPolicy(authorize=authorize, limits=Limits(max_channels=1))
+    policy = ConnectionPolicy(authorize=authorize, limits=Limits(max_channels=1), journal=Journal(burst=1))
     connection, _ = world.connection(policy=policy)
     if authorize is None:
         await connection.join("first")
     for _ in range(20):
         with pytest.raises((JoinRefusedError, TooManyChannelsError)):
             await connection.join("a")
-    policy.bursts.flush()
+    policy.journal.flush()
     first, rest = caplog.messages
     assert first.startswith(words.format(id=connection.id))
     assert rest == f"19 more within 10 s, the last one: {first}"
@@ -621,12 +622,12 @@ async def test_iter_closes(handler_world: World) -> None:
 async def test_invalid_messages_are_counted_and_logged(handler_world: World, caplog: pytest.LogCaptureFixture) -> None:
     """What does not validate is counted where it is received one by one, too, and logged without its content."""
     caplog.set_level(logging.INFO)
-    policy = ConnectionPolicy()
+    policy = ConnectionPolicy(journal=Journal(burst=1))
     connection, socket = handler_world.connection(policy=policy)
     for _ in range(3):
         socket.receiver.put_nowait('{"id":"secret"}')
         with pytest.raises(InvalidMessageError):
             await connection.receive(Order)
-    policy.bursts.flush()
+    policy.journal.flush()
     assert what_happened(policy) == {"invalid_messages": 3}
     assert (len(caplog.messages), "secret" in caplog.text) == (2, False)

@@ -122,7 +122,7 @@ async def test_joins_that_are_refused(worker: ControlWorker, caplog: pytest.LogC
         worker.clients.add(client, "ada")
     ada = worker.add("03", "ada")
     assert (await worker.asked("join", selector=ADA, arguments={"channel": "a"})).value == 1
-    worker.bus_worker.bursts.flush()
+    worker.bus_worker.journal.flush()
     assert ada.channels == ["a"]
     assert "this client may not join" in caplog.text
     assert "LookupError at test_commands.py" in caplog.text

@@ -42,11 +42,11 @@ class ControlWorker:
         self.bus_worker = bus_worker
         self.clients = ClientIndex()
         self.surveys = Surveys()
-        self.commands = CommandReceiver(self.bus, self.clients, self.surveys, bus_worker.bursts)
+        self.commands = CommandReceiver(self.bus, self.clients, self.surveys, bus_worker.journal)
         self.alive: list[Worker] = []
         self.knows_all = True
         self.requests = Requests(self.bus, lambda: list(self.alive), lambda: self.knows_all)
-        self.cap = UserCap(self.clients, self.requests, self.commands, bus_worker.bursts, seconds=30)
+        self.cap = UserCap(self.clients, self.requests, self.commands, bus_worker.journal, seconds=30)
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from backplane.errors import ConfigurationError
 from backplane.fanout.backlog import Backlog, FullPolicy
 from backplane.fanout.outbox import Outbox, Waiting
-from backplane.log_bursts import LogBursts
+from backplane.journal.journal import Journal
 from backplane.message import Gap, Message
 
 POLICIES: tuple[FullPolicy, ...] = ("close", "drop_oldest", "drop_newest", "latest")
@@ -365,11 +365,11 @@ def test_unhashable_key(key: object) -> None:
 @pytest.mark.anyio
 async def test_failing_key_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     """A stream of messages without a key is one line and a count, which repeat nothing that was published."""
-    bursts = LogBursts()
-    outbox = Outbox(Backlog(max_bytes=10_000, max_messages=999, when_full="latest", latest_by=fail), bursts=bursts)
+    journal = Journal(burst=1)
+    outbox = Outbox(Backlog(max_bytes=10_000, max_messages=999, when_full="latest", latest_by=fail), journal=journal)
     for _ in range(500):
         assert outbox.offer(text("s3cr3t"))
-    bursts.flush()
+    journal.flush()
     assert [line.partition(": ValueError at test_outbox.py:")[0] for line in caplog.messages] == [
         "latest_by failed for a message on channel 'a', which is kept beside the others",
         "499 more within 10 s, the last one: latest_by failed for a message on channel 'a', "

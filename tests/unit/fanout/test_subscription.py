@@ -468,7 +468,7 @@ async def test_slow_consumer_is_counted(
         assert {name: counted.as_dict()[name] for name in expected} == expected
     slow = [text for text in caplog.messages if "is too slow" in text]
     assert len(slow) == (when_full == "close")
-    assert all("['a']" in text for text in slow)
+    assert all("for channel 'a'" in text for text in slow)
 
 
 async def test_keys_in_the_context_of_the_consumer() -> None:

@@ -12,7 +12,7 @@ from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.codec import encode_path_test
 from backplane.history.histories import Histories
 from backplane.history_rules import History, HistoryRules
-from backplane.log_bursts import LogBursts
+from backplane.journal.journal import Journal
 from backplane.message import Position
 from backplane.settings import Settings
 from backplane.statistics import Counters
@@ -36,7 +36,7 @@ def histories(adapter: Any, settings: Settings | None = None) -> Histories:
         subscriptions,
         settings=settings or Settings(),
         statistics=Counters(),
-        bursts=LogBursts(),
+        journal=Journal(),
     )
 
 

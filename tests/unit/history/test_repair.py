@@ -16,7 +16,7 @@ from backplane.history.repair import Read, ReadBounds, Repairer
 from backplane.history.ring import Ring, RingBudget
 from backplane.history.track import Track
 from backplane.history_rules import History
-from backplane.log_bursts import LogBursts
+from backplane.journal.journal import Journal
 from backplane.message import Place, Position
 from tests.unit.controlled_adapter import ControlledHistoryAdapter, Recall
 from tests.unit.doubles import until_idle
@@ -80,7 +80,7 @@ async def repairing(bounds: ReadBounds = BOUNDS) -> AsyncGenerator[World]:
         bounds,
         on_read=lambda kept, read: made.read(kept, read),
         on_failed=lambda kept, reason: made.failed(kept, reason),
-        bursts=LogBursts(),
+        journal=Journal(),
     )
     made = World(adapter, repairer)
     running = asyncio.create_task(repairer.run())

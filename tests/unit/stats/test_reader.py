@@ -59,7 +59,7 @@ class World:
             url="redis://host",
             own=(lambda _: self.own) if is_worker else None,
             down_seconds=10,
-            bursts=process.bus_worker.bursts,
+            journal=process.bus_worker.journal,
         )
 
     def send(self, *snapshots: WorkerSnapshot) -> None:

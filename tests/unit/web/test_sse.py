@@ -703,7 +703,7 @@ async def test_slow_client_that_reads_on(caplog: pytest.LogCaptureFixture) -> No
         assert not client.more
         assert (await backplane.health()).connections == 0
         assert (backplane.statistics().slow_streams, backplane.statistics().streams_closed) == (1, 1)
-    assert "is too slow: ending it" in caplog.text
+    assert "is too slow for channel 'a': ending it" in caplog.text
 
 
 async def test_slow_client_that_never_reads(caplog: pytest.LogCaptureFixture) -> None:
@@ -716,7 +716,7 @@ async def test_slow_client_that_never_reads(caplog: pytest.LogCaptureFixture) ->
         assert client.sent == []
         assert list(running_of(backplane).hub.channels) == []
         assert (backplane.statistics().slow_streams, backplane.statistics().streams_closed) == (1, 1)
-    assert "is too slow: ending it" in caplog.text
+    assert "is too slow for channel 'a': ending it" in caplog.text
 
 
 async def test_policy() -> None:

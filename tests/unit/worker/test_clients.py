@@ -9,7 +9,7 @@ import pytest
 
 from backplane.control.client_index import ClientIndex
 from backplane.errors import ClosedError, TooManyConnectionsError
-from backplane.log_bursts import LogBursts
+from backplane.journal.journal import Journal
 from backplane.statistics import Counters
 from backplane.web.client_address import address_key
 from backplane.worker.clients import ClientRegistry
@@ -31,9 +31,9 @@ class Worker:
     def __init__(
         self, max_connections: int | None = None, max_per_client: int | None = None, *, log_seconds: float = 10.0
     ) -> None:
-        self.counters, self.bursts = Counters(), LogBursts(window_seconds=log_seconds)
+        self.counters, self.journal = Counters(), Journal(window_seconds=log_seconds, burst=1)
         self.max_per_client = max_per_client
-        self.clients = ClientRegistry(max_connections, self.counters, self.bursts)
+        self.clients = ClientRegistry(max_connections, self.counters, self.journal)
 
     def register(self, client: FakeClient, client_key: str | bytes | None) -> None:
         """Register a client with the limit of this worker."""
@@ -163,7 +163,7 @@ async def test_refused_clients_are_few_lines(caplog: pytest.LogCaptureFixture) -
     for _ in range(20):
         with pytest.raises(TooManyConnectionsError):
             worker.register(FakeClient(), "alice")
-    worker.bursts.flush()
+    worker.journal.flush()
     assert caplog.messages == [
         "refused a client: a client may have 1 connections",
         "19 more within 10 s, the last one: refused a client: a client may have 1 connections",

@@ -107,7 +107,7 @@ async def test_stop_flushes_the_log(caplog: pytest.LogCaptureFixture) -> None:
     worker = Runtime(ControlledBroadcaster(), Settings())
     await worker.supervisor.start()
     worker.clients.register(FakeClient(), "alice", 1)
-    for _ in range(2):
+    for _ in range(6):
         with pytest.raises(TooManyConnectionsError):
             worker.clients.register(FakeClient(), "alice", 1)
     await worker.stop()
