@@ -1,0 +1,150 @@
+"""`backplane.journal` on a real broker and real sockets: what an outage, slow clients and refusals write to the log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.websockets import WebSocket  # noqa: TC002  # FastAPI reads it
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from backplane import Backplane, Connection, Limits, Settings
+from backplane.testing.proxy import FaultProxy
+from tests.server_in_loop import serving_in_loop
+from tests.unit.kit import running_of
+
+if TYPE_CHECKING:
+    from websockets.asyncio.client import ClientConnection
+
+    from backplane.journal.ring import Entry, Kept
+    from tests.brokers.broker import Broker
+
+pytestmark = pytest.mark.anyio
+
+WAIT_SECONDS = 60.0
+CLIENTS = 1_000
+AT_ONCE = 50
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """One event loop: what is logged does not depend on it."""
+    return "asyncio"
+
+
+def application(backplane: Backplane, **options: Any) -> FastAPI:
+    """Return an application whose clients name their user and their channels in the query."""
+    app = FastAPI(lifespan=backplane.lifespan)
+
+    @app.websocket("/ws")
+    async def serve(websocket: WebSocket, channel: str, user: str | None = None) -> None:
+        async with backplane.connect(websocket, channel, client_key=user, **options) as connection:
+            async for _ in connection:
+                pass
+
+    return app
+
+
+def kept(backplane: Backplane, *kinds: Kept) -> list[Entry]:
+    """Return the last events of the worker."""
+    return running_of(backplane).journal.recent(*kinds)
+
+
+async def until_closed(client: ClientConnection) -> int:
+    """Wait until a client is closed; return the code."""
+    with suppress(ConnectionClosed):
+        async for _ in client:
+            pass
+    assert client.close_code is not None
+    return client.close_code
+
+
+async def test_a_gap_of_many_clients_is_few_lines(redis_broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    """A lost link with 1,000 clients writes fewer than ten lines at INFO, and its loss and return at one level."""
+    caplog.set_level(logging.INFO, "backplane")
+    async with AsyncExitStack() as stack:
+        proxy = await stack.enter_async_context(FaultProxy(redis_broker.url))
+        backplane = Backplane(proxy.url, settings=Settings(drain_seconds=0.5, max_backoff_seconds=0.2))
+        server = await stack.enter_async_context(serving_in_loop(application(backplane)))
+        clients: list[ClientConnection] = []
+        for _ in range(0, CLIENTS, AT_ONCE):
+            url = f"{server.ws_url}/ws?channel=room"
+            clients += await asyncio.gather(*(connect(url, ping_interval=None) for _ in range(AT_ONCE)))
+        caplog.clear()
+        proxy.cut()
+        async with asyncio.timeout(WAIT_SECONDS):
+            codes = await asyncio.gather(*map(until_closed, clients))
+        running_of(backplane).journal.flush()
+        assert codes == [4000] * CLIENTS
+        lines = [record for record in caplog.records if record.name.startswith("backplane")]
+        events = [vars(record)["backplane.event"] for record in lines]
+        assert len(lines) < 10
+        assert {"link.lost", "link.recovered", "gap.reported", "client.closed"} <= set(events)
+        levels = {vars(record)["backplane.event"]: record.levelname for record in lines}
+        assert levels["link.lost"] == levels["link.recovered"] == "WARNING"
+        assert sum(vars(record).get("backplane.suppressed", 0) for record in lines) == CLIENTS - 5
+        assert [entry["event"] for entry in kept(backplane, "states")][-2:] == ["link.lost", "link.recovered"]
+        assert {entry["fields"]["code"] for entry in kept(backplane, "ended")} == {4000}
+        (gap,) = [entry for entry in kept(backplane, "gaps") if entry["event"] == "gap.reported"]
+        assert (gap["fields"]["channel"], gap["fields"]["subscribers"]) == ("room", CLIENTS)
+
+
+async def authorize(client: Connection, channel: str) -> bool:
+    """Allow any channel but one."""
+    return channel != "secret"
+
+
+async def test_every_refusal_has_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Each client that is refused is in the log with what was refused, why, and whose it is."""
+    caplog.set_level(logging.INFO, "backplane")
+    backplane = Backplane("memory://")
+    backplane.authorize(authorize)
+    limits = Limits(max_connections_per_client=1)
+    async with serving_in_loop(application(backplane, limits=limits)) as server:
+        url = f"{server.ws_url}/ws?user=ada"
+        async with connect(f"{url}&channel=a"):
+            for address, options in (
+                (f"{url}&channel=b", {}),
+                (f"{server.ws_url}/ws?user=bob&channel=secret", {}),
+                (f"{server.ws_url}/ws?user=cy&channel=a", {"origin": "https://evil.example"}),
+                (f"{server.ws_url}/ws?user=dan&channel=%00", {}),
+            ):
+                with pytest.raises(InvalidStatus):
+                    await connect(address, **options)
+            running_of(backplane).clients.is_draining = True
+            with pytest.raises(InvalidStatus):
+                await connect(f"{server.ws_url}/ws?user=eve&channel=a")
+        refusals = [entry["fields"] for entry in kept(backplane, "refusals")]
+        assert [(refusal["what"], refusal["client_key"]) for refusal in refusals] == [
+            ("connection", "ada"),
+            ("join", "bob"),
+            ("origin", "cy"),
+            ("channel", "dan"),
+            ("draining", "eve"),
+        ]
+        assert all(refusal["reason"] and refusal["connection"] for refusal in refusals)
+        lines = [record for record in caplog.records if vars(record).get("backplane.event") == "client.refused"]
+        assert len(lines) == len(refusals)
+
+
+async def test_an_end_is_kept_with_its_user(caplog: pytest.LogCaptureFixture) -> None:
+    """What is kept of a connection that ended ties its id to the user, with the code and who closed it."""
+    caplog.set_level(logging.DEBUG, "backplane")
+    backplane = Backplane("memory://")
+    async with serving_in_loop(application(backplane)) as server:
+        async with connect(f"{server.ws_url}/ws?user=ada&channel=a"):
+            pass
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not (ended := kept(backplane, "ended")):
+                await asyncio.sleep(0)
+        fields = ended[0]["fields"]
+        assert (fields["client_key"], fields["by"], fields["kind"]) == ("ada", "client", "connection")
+        began = [vars(record) for record in caplog.records if vars(record).get("backplane.event") == "client.accepted"]
+        assert [(line["backplane.connection"], line["backplane.client_key"]) for line in began] == [
+            (fields["connection"], "ada")
+        ]
