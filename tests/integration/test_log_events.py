@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from backplane import Backplane, Connection, Limits, Settings
 from backplane.testing.proxy import FaultProxy
 from tests.server_in_loop import serving_in_loop
-from tests.unit.kit import running_of
+from tests.unit.web.test_sse import running_of
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
