@@ -16,12 +16,12 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from backplane import Backplane, Connection, Limits, Settings
 from backplane.testing.proxy import FaultProxy
 from tests.server_in_loop import serving_in_loop
-from tests.unit.web.test_sse import running_of
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
     from backplane.journal.ring import Entry, Kept
+    from backplane.worker.runtime import Runtime
     from tests.brokers.broker import Broker
 
 pytestmark = pytest.mark.anyio
@@ -48,6 +48,13 @@ def application(backplane: Backplane, **options: Any) -> FastAPI:
                 pass
 
     return app
+
+
+def running_of(backplane: Backplane) -> Runtime:
+    """Return the parts of a started backplane."""
+    runtime = backplane._runtime  # pyright: ignore[reportPrivateUsage]
+    assert runtime is not None
+    return runtime
 
 
 def kept(backplane: Backplane, *kinds: Kept) -> list[Entry]:
@@ -112,7 +119,7 @@ async def test_every_refusal_has_a_line(caplog: pytest.LogCaptureFixture) -> Non
                 (f"{url}&channel=b", {}),
                 (f"{server.ws_url}/ws?user=bob&channel=secret", {}),
                 (f"{server.ws_url}/ws?user=cy&channel=a", {"origin": "https://evil.example"}),
-                (f"{server.ws_url}/ws?user=dan&channel=%00", {}),
+                (f"{server.ws_url}/ws?user=dan&channel=%24backplane/x", {}),
             ):
                 with pytest.raises(InvalidStatus):
                     await connect(address, **options)
