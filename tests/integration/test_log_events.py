@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from starlette.websockets import WebSocket  # noqa: TC002  # FastAPI reads it
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.typing import Origin
 
 from backplane import Backplane, Connection, Limits, Settings
 from backplane.testing.proxy import FaultProxy
@@ -115,14 +116,14 @@ async def test_every_refusal_has_a_line(caplog: pytest.LogCaptureFixture) -> Non
     async with serving_in_loop(application(backplane, limits=limits)) as server:
         url = f"{server.ws_url}/ws?user=ada"
         async with connect(f"{url}&channel=a"):
-            for address, options in (
-                (f"{url}&channel=b", {}),
-                (f"{server.ws_url}/ws?user=bob&channel=secret", {}),
-                (f"{server.ws_url}/ws?user=cy&channel=a", {"origin": "https://evil.example"}),
-                (f"{server.ws_url}/ws?user=dan&channel=%24backplane/x", {}),
+            for address, origin in (
+                (f"{url}&channel=b", None),
+                (f"{server.ws_url}/ws?user=bob&channel=secret", None),
+                (f"{server.ws_url}/ws?user=cy&channel=a", Origin("https://evil.example")),
+                (f"{server.ws_url}/ws?user=dan&channel=%24backplane/x", None),
             ):
                 with pytest.raises(InvalidStatus):
-                    await connect(address, **options)
+                    await connect(address, origin=origin)
             running_of(backplane).clients.is_draining = True
             with pytest.raises(InvalidStatus):
                 await connect(f"{server.ws_url}/ws?user=eve&channel=a")
