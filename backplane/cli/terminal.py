@@ -15,6 +15,8 @@ from rich.text import Text
 
 from backplane.broadcaster import BrokerUrl
 from backplane.errors import BackplaneError, ConfigurationError, InvalidChannelError, InvalidDataError
+from backplane.journal.events import GAP_REPORTED
+from backplane.journal.fields import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -178,4 +180,6 @@ def showing_warnings() -> Generator[None]:
 
 class _NotingHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, PREFIX + "event", "") == GAP_REPORTED.name:  # shown where the messages are, in its place
+            return
         note(f"backplane: {record.getMessage()}")

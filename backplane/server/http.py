@@ -44,7 +44,7 @@ class _BoundedLogger:
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
-        self._journal = Journal()
+        self._journal = Journal(burst=1)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._logger, name)

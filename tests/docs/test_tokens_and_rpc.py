@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -56,7 +57,7 @@ async def test_own_tokens() -> None:
 async def test_rpc() -> None:
     """A client gets an order and the number of orders, the application's error, or what is wrong with its data."""
     rpcs: Any = run(PAGE, "sdk-rpc")["centrifugal"]._service.rpcs
-    connection, journal = cast("Connection", object()), Journal()
+    connection, journal = cast("Connection", SimpleNamespace(id="00", user="ada")), Journal()
     assert await rpcs.call("orders.get", connection, b'{"id": 7}', journal) == b'{"id":7,"state":"baking"}'
     assert await rpcs.call("orders.count", connection, b"", journal) == b"1"
     for data, code in ((b'{"id": 8}', 404), (b"{}", 107)):

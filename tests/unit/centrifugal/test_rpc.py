@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 import logging
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import pytest
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 # What is passed on to the functions, which look at nothing of it.
-CONNECTION = cast("Connection", object())
+CONNECTION = cast("Connection", SimpleNamespace(id="00", user="ada"))
 LOGGER = "backplane.centrifugal.rpc"
 
 
@@ -289,7 +290,7 @@ async def test_failures_are_logged_in_bursts(caplog: pytest.LogCaptureFixture) -
     """A client that calls an RPC which fails cannot fill the log."""
     rpcs = RpcRegistry()
     rpcs.register("x", explode)
-    journal = Journal()
+    journal = Journal(burst=1)
     for _ in range(100):
         with pytest.raises(CommandError):
             await rpcs.call("x", CONNECTION, b"", journal)
