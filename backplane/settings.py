@@ -21,7 +21,7 @@ _CHOICES: Final = {
     "outage": get_args(Outage),
     "refuse_after_accept": (False, True),
     "path_test": (False, True),
-    "log_names": (True, False),
+    "log_names": (False, True),
 }
 
 
