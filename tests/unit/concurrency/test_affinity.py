@@ -157,7 +157,18 @@ SAFE: dict[type, set[str]] = {
     TypedChannel: {"encode", "name"},
 }
 INTERNAL: dict[type, set[str]] = {
-    Subscription: {"discard", "end", "gap", "joined", "leave_now", "note_invalid", "offer", "offer_missed"}
+    Subscription: {
+        "client_key",
+        "discard",
+        "end",
+        "gap",
+        "joined",
+        "leave_now",
+        "named",
+        "note_invalid",
+        "offer",
+        "offer_missed",
+    }
 }
 
 EVERY_USE = pytest.mark.parametrize(
