@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin
 
 from backplane import Backplane, Connection, Limits, Settings
+from backplane.journal.names import show_names
 from backplane.testing.proxy import FaultProxy
 from tests.server_in_loop import serving_in_loop
 
@@ -156,3 +157,23 @@ async def test_an_end_is_kept_with_its_user(caplog: pytest.LogCaptureFixture) ->
         assert [(line["backplane.connection"], line["backplane.client_key"]) for line in began] == [
             (fields["connection"], "ada")
         ]
+
+
+async def test_hidden_names(caplog: pytest.LogCaptureFixture) -> None:
+    """With `log_names=False` neither a channel nor a user is in any line, and the worker still knows both."""
+    caplog.set_level(logging.DEBUG, "backplane")
+    backplane = Backplane("memory://", settings=Settings(log_names=False))
+    backplane.authorize(authorize)
+    try:
+        async with serving_in_loop(application(backplane)) as server:
+            async with connect(f"{server.ws_url}/ws?user=ada%40example.org&channel=room-of-ada"):
+                with pytest.raises(InvalidStatus):
+                    await connect(f"{server.ws_url}/ws?user=bob%40example.org&channel=secret")
+                running_of(backplane).hub.gap(["room-of-ada"], "overrun")
+            ours = [record for record in caplog.records if record.name.startswith("backplane")]
+            text = "\n".join(str(vars(record)) + record.getMessage() for record in ours)
+            assert [word for word in ("room-of-ada", "secret", "example.org") if word in text] == []
+            (refused,) = kept(backplane, "refusals")
+            assert (refused["fields"]["client_key"], refused["fields"]["channel"]) == ("bob@example.org", "secret")
+    finally:
+        show_names()
