@@ -118,6 +118,23 @@ async def test_on_gap_that_fails_closes(world: World, on_gap: OnGap, caplog: pyt
     ]
 
 
+async def test_beginning_and_end_in_the_log(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """At DEBUG a connection has a line at its beginning and one at its end, which is kept with code and reason."""
+    caplog.set_level(logging.DEBUG)
+    policy = ConnectionPolicy()
+    connection, socket = world.connection(policy=policy)
+    await connection.close(4001, "done")
+    await socket.until(lambda: socket.closed != [])
+    lines = [vars(record) for record in caplog.records]
+    assert [(line["backplane.event"], line["backplane.connection"]) for line in lines] == [
+        ("client.accepted", connection.id),
+        ("client.ended", connection.id),
+    ]
+    (entry,) = policy.journal.recent("ended")
+    fields = entry["fields"]
+    assert (fields["by"], fields["code"], fields["reason"], fields["kind"]) == ("worker", 4001, "done", "connection")
+
+
 # --- a client that does not read -------------------------------------------------------------------------------------
 
 
