@@ -37,7 +37,8 @@ pytestmark = pytest.mark.timeout(240)
 ROOT = Path(__file__).parents[2]
 CONNECTIONS = 5_000
 CHANNELS = 2 * CONNECTIONS
-SCREENS = ("overview", "workers", "channels", "connections", "tail")
+SCREENS = ("overview", "workers", "channels", "connections", "why", "log", "tail")
+QUERIES = {"tail": "?channel=room", "why": "?client=ada&channel=room"}
 MOST_ELEMENTS = 6_000
 """How many elements a screen may have, however many channels and connections there are."""
 
@@ -288,6 +289,24 @@ def test_disconnect(visit: Visit, site: Site) -> None:
         assert bob.recv(timeout=30) == "still here"
 
 
+def test_why(visit: Visit, site: Site) -> None:
+    """A client that is not connected, one that has joined another channel, and one that receives are distinguished."""
+    with connect(f"ws://127.0.0.1:{site.port}/rooms/orders:42?key=ada"):
+        page = visit.open("why")
+        for client, channel, verdict in (
+            ("bob", "orders:42", "No worker has this client"),
+            ("ada", "orders:4", "It is connected, and has not joined orders:4."),
+            ("ada", "orders:42", "It has joined, its worker is live, and nothing waits"),
+        ):
+            page.get_by_label("Client").fill(client)
+            page.get_by_label("Channel", exact=True).fill(channel)
+            page.get_by_role("button", name="Look").click()
+            expect(page.get_by_role("heading", level=2)).to_contain_text(verdict)
+            expect(page.get_by_role("list", name="The way of a message").get_by_role("listitem")).to_have_count(7)
+            if channel == "orders:4":
+                expect(page.get_by_text("Is it one of these: orders:42?")).to_be_visible()
+
+
 def test_many_hostile_names(visit: Visit, site: Site) -> None:
     """With 5,000 connections in 10,000 channels each screen answers, has a bounded size, and executes nothing."""
     with _crowd(site, CONNECTIONS):
@@ -312,7 +331,7 @@ def test_many_hostile_names(visit: Visit, site: Site) -> None:
 
         for screen in SCREENS:
             page.goto(f"{site.address}/admin/#{screen}")
-            expect(page.get_by_role("main", name=screen.title())).to_be_visible()
+            expect(page.get_by_role("main", name="Why?" if screen == "why" else screen.title())).to_be_visible()
             assert page.evaluate("document.querySelectorAll('*').length") < MOST_ELEMENTS
             assert page.locator("main img, main iframe, main script").count() == 0
 
@@ -348,11 +367,13 @@ def test_accessibility(browser: Browser, site: Site, scheme: Any, width: int) ->
         page = visit.open()
         expect(page.get_by_text("All 2 workers are live.")).to_be_visible()
         for screen in SCREENS:
-            page.goto(f"{site.address}/admin/#{screen}" + "?channel=room" * (screen == "tail"))
-            expect(page.get_by_role("main", name=screen.title())).to_be_visible()
+            page.goto(f"{site.address}/admin/#{screen}" + QUERIES.get(screen, ""))
+            expect(page.get_by_role("main", name="Why?" if screen == "why" else screen.title())).to_be_visible()
             if screen in ("workers", "connections"):
                 page.get_by_role("rowheader").get_by_role("link").first.click()
                 expect(page.locator("tr.details")).to_be_visible()
+            if screen == "why":
+                expect(page.get_by_text("It has joined, its worker is live")).to_be_visible()
             if screen == "tail":
                 expect(page.get_by_text("Every message from now on")).to_be_visible()
                 client.send("hello")

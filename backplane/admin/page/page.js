@@ -26,6 +26,7 @@ function Page() {
     document.title = `${TITLES[screen]} · backplane`;
     if (!first.current) main.current.focus({ preventScroll: true });
     first.current = false;
+    document.querySelector(".tabs [aria-current]").scrollIntoView({ block: "nearest", inline: "nearest" });
   }, [screen]);
   const View = VIEWS[screen];
   return html`

@@ -99,7 +99,7 @@ export function listen(path, handlers, onState) {
 }
 
 export function start() {
-  listen("api/stream", { overview: take, log: takeLog }, (connection) => {
+  listen("api/stream", { overview: take }, (connection) => {
     if (state.connection === connection) return;
     state.connection = connection;
     state.since = Date.now() / 1000;
@@ -108,6 +108,7 @@ export function start() {
 }
 
 function take(view) {
+  note(state.view, view);
   state.view = view;
   state.connection = "live";
   state.samples.push(sampleOf(view));
@@ -134,8 +135,22 @@ function follow({ id, state: link, since, started_at: begin }, at) {
   if (course.length > KEPT_STATES) course.shift();
 }
 
-function takeLog(entries) {
-  state.log.push(...entries);
+let number = 0;
+
+/** Note what differs from the figures before: workers, their links, gaps, problems. */
+function note(before, { at, workers, problems }) {
+  const add = (look, text) => state.log.push({ number: (number += 1), at, look, text });
+  const old = new Map((before?.workers ?? []).map((worker) => [worker.id, worker]));
+  for (const worker of workers) {
+    const was = old.get(worker.id);
+    old.delete(worker.id);
+    if (!was) add("ok", `Worker ${worker.worker} is there: its link is ${worker.state}.`);
+    else if (was.state !== worker.state) add(worker.state === "live" ? "ok" : "error", `The link of worker ${worker.worker} is ${worker.state}; it was ${was.state}.`);
+    if (was && worker.gaps > was.gaps) add("warning", `Worker ${worker.worker} reported gaps: ${worker.gaps - was.gaps}.`);
+    if (was && worker.draining && !was.draining) add("warning", `Worker ${worker.worker} drains.`);
+  }
+  for (const { worker } of old.values()) add("warning", `Worker ${worker} sends no figures any more.`);
+  const known = new Set((before?.problems ?? []).map(({ kind, worker }) => `${kind} ${worker}`));
+  for (const { kind, worker, severity, text } of problems) if (!known.has(`${kind} ${worker}`)) add(severity, text);
   state.log.splice(0, state.log.length - KEPT_LOG);
-  changed();
 }

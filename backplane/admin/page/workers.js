@@ -59,5 +59,5 @@ function Details({ worker, view }) {
     ...Object.entries(worker.details ?? {}).map(([name, value]) => [visible(name), visible(typeof value === "string" ? value : JSON.stringify(value))]),
   ];
   return html`<dl class="facts">${facts.map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
-    <p><a href=${to("connections", { worker: worker.id })}>Its connections</a> · <a href=${to("log", { worker: worker.id })}>Its log</a></p>`;
+    <p><a href=${to("connections", { worker: worker.id })}>Its connections</a> · <a href=${to("log", { text: worker.worker })}>What was noticed of it</a></p>`;
 }

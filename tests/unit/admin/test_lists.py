@@ -11,11 +11,16 @@ from tests.unit.asgi_client import Client
 pytestmark = pytest.mark.anyio
 
 
+def masked(user: str) -> str:
+    """Return what is shown of a user."""
+    return user[:1] + "…"
+
+
 async def test_lists() -> None:
     """The channels with their subscribers, and the connections with their users, of which `mask` shows a part."""
     async with (
         Backplane("memory://", cluster=True) as backplane,
-        browsing(backplane, mask=lambda user: user[:1] + "…") as client,
+        browsing(backplane, mask=masked) as client,
         backplane.connect(Client().websocket, "<b>", client_key="ada") as ada,
         backplane.connect(Client().websocket, "<b>", "other"),
     ):
