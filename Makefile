@@ -13,7 +13,7 @@ WHEEL_TEST := .cache/wheel-test
 LOWEST := .cache/lowest
 TYPES := .cache/types
 # The rooms whose every line and branch a unit test runs.
-ROOMS := */fanout/*,*/history/*,*/broker/*,*/connection/*,*/cluster/*,*/control/*,*/presence/*,*/centrifugal/*
+ROOMS := */fanout/*,*/history/*,*/broker/*,*/connection/*,*/cluster/*,*/control/*,*/presence/*,*/centrifugal/*,*/explain/*
 ROOMS_FLOOR := 100
 UV := UV_PYTHON_DOWNLOADS=never $(BIN)/uv
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
