@@ -281,8 +281,9 @@ def test_server_by_its_command(tmp_path: Path, command: tuple[str, ...]) -> None
     assert server_pid(proc_with_parent(tmp_path, *command)) == os.getppid()
 
 
-def test_server_that_forks(tmp_path: Path) -> None:
+def test_server_that_forks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A parent process that runs what this one runs has forked it."""
+    monkeypatch.delitem(sys.modules, "gunicorn.arbiter", raising=False)  # of another test
     proc = proc_with_parent(tmp_path, "python3", "serve.py")
     (proc / "self").mkdir()
     (proc / "self" / "cmdline").write_bytes(b"python3\0serve.py\0")
