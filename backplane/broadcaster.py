@@ -33,9 +33,10 @@ from pydantic import BaseModel, ConfigDict
 from backplane.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from backplane.errors import BrokerError
+    from backplane.findings import Finding
     from backplane.history_rules import History, HistoryRules
     from backplane.message import All, Place, Position, Receipt
 
@@ -49,6 +50,7 @@ __all__ = [
     "Sink",
     "SupportsDescribe",
     "SupportsHistory",
+    "SupportsInspect",
     "SupportsLinkCheck",
     "SupportsResume",
     "WireFormat",
@@ -361,6 +363,29 @@ class SupportsDescribe(Protocol):
         Called between `start` and `stop` by `backplane check`, never for a message. It asks the broker on the open link
         and changes nothing there; the core limits the time by cancelling. A broker that does not reveal its version is
         no error: `Redis (version not granted)`. The line must hold no part of the URL.
+
+        Raises:
+            BrokerUnavailableError: The link is lost.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsInspect(Protocol):
+    """An optional ability of a `Broadcaster`: to look for what in the broker's configuration can go wrong.
+
+    Implementing the method is enough to enable it.
+    """
+
+    async def inspect(self, subscribers: Mapping[str, int]) -> list[Finding]:
+        """Return what was found, one entry for each check, those without a fault included.
+
+        Called between `start` and `stop` by `backplane doctor`, never for a message. It asks the broker on the open
+        link and changes nothing there; the core limits the time by cancelling. What the broker does not allow to read
+        is an entry with the level `skipped`. No entry holds a secret.
+
+        Args:
+            subscribers: How many workers should have subscribed to a channel, for brokers that can state how many have.
 
         Raises:
             BrokerUnavailableError: The link is lost.

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from backplane.adapters.kafka.connect_error import unavailable
 from backplane.adapters.kafka.history import KafkaHistory
+from backplane.adapters.kafka.inspection import INSPECTED_CONFIGS, inspect_topic
 from backplane.adapters.kafka.link import KafkaLink
 from backplane.adapters.kafka.login import Security, Token, ask_password, ask_token
 from backplane.adapters.kafka.producer import KafkaProducer
@@ -35,10 +36,11 @@ from backplane.message import Position, Receipt
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Collection, Coroutine
+    from collections.abc import Callable, Collection, Coroutine, Mapping
     from typing import Any
 
     from backplane.broadcaster import BrokerUrl, Recalled, Sink
+    from backplane.findings import Finding
     from backplane.history_rules import History, HistoryRules
 
 __all__ = ["KafkaBroadcaster", "KafkaOptions"]
@@ -292,6 +294,14 @@ class KafkaBroadcaster(Broadcaster):
             f"Kafka cluster {topology.cluster or '(id not granted)'}, {len(topology.addresses)} broker(s), "
             f"topic {self.options.topic!r} with {len(topology.leaders)} partitions"
         )
+
+    async def inspect(self, subscribers: Mapping[str, int]) -> list[Finding]:
+        """Return whether the topic keeps messages for as long as an outage can last, and how it is partitioned."""
+        if self._link is None:
+            raise unavailable("the link is closed")
+        await self._link.refresh()
+        config = await self._link.topic_config(INSPECTED_CONFIGS)
+        return inspect_topic(self.options.topic, self._link.topology, config)
 
     async def _open(self, sink: Sink) -> None:
         assert self._producer is not None

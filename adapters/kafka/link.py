@@ -30,7 +30,7 @@ from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerError, BrokerUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from backplane.adapters.kafka.login import Security
     from backplane.adapters.kafka.target import KnownBrokers, Target
@@ -95,8 +95,16 @@ class KafkaLink:
         while not await self._leaders_are_ready():
             await asyncio.sleep(POLL_SECONDS)
             await self.refresh()
-        config = await self._request_any(lambda connection: connection.topic_config(self.target.topic, LIMIT_CONFIGS))
+        config = await self.topic_config(LIMIT_CONFIGS)
         self.limits = read_limits(config)
+
+    async def topic_config(self, names: Sequence[str]) -> dict[str, str]:
+        """Return configs of the topic; none where the user lacks the right DESCRIBE_CONFIGS.
+
+        Raises:
+            BrokerError: No broker answers.
+        """
+        return await self._request_any(lambda connection: connection.topic_config(self.target.topic, names))
 
     async def leader(self, node: int) -> Connection:
         """Return the connection for publishing to broker `node`.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from backplane.adapters.nats.connect import NatsConnector
 from backplane.adapters.nats.errors import unavailable
 from backplane.adapters.nats.history import NatsHistory
+from backplane.adapters.nats.inspection import inspect_server
 from backplane.adapters.nats.login import NatsLogin
 from backplane.adapters.nats.options import NatsOptions, check_options
 from backplane.adapters.nats.subjects import encode_channel, reserved_subjects
@@ -32,10 +33,11 @@ from backplane.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from backplane.adapters.nats.link import NatsLink
     from backplane.broadcaster import BrokerUrl, Options, Recalled, Sink
+    from backplane.findings import Finding
     from backplane.history_rules import History, HistoryRules
     from backplane.message import Position, Receipt
 
@@ -200,6 +202,10 @@ class NatsBroadcaster(Broadcaster):
         """Return the server's name and version."""
         version = re.match(r"[0-9A-Za-z.+-]{1,40}", self._require_link().info.version)
         return f"NATS {version[0] if version else '(version not granted)'}"
+
+    async def inspect(self, subscribers: Mapping[str, int]) -> list[Finding]:
+        """Return whether the server accepts payloads as large as they may be, and whether it is about to end."""
+        return inspect_server(self._require_link().info, self.options.max_payload_bytes)
 
     def _permission_hint(self, channel: str, reason: str) -> str:
         """Return what to permit where one of the package's own channels was denied; empty otherwise."""

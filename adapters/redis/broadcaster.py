@@ -24,6 +24,7 @@ import hiredis
 from backplane.adapters.redis.connect import Endpoint, Resolve, resolve
 from backplane.adapters.redis.errors import classify_reply, error_text, is_read_only, publish_error, unavailable
 from backplane.adapters.redis.history import KEYS_PREFIX, RedisHistory, load_scripts
+from backplane.adapters.redis.inspection import inspect_server
 from backplane.adapters.redis.link import RedisLink
 from backplane.adapters.redis.options import RedisOptions, check_options, host_and_port
 from backplane.adapters.redis.primary import COMPARE_SECONDS, Primary
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from backplane.broadcaster import BrokerUrl, Options, Recalled, Sink
+    from backplane.findings import Finding
     from backplane.history_rules import History, HistoryRules
     from backplane.message import Position, Receipt
 
@@ -230,6 +232,10 @@ class RedisBroadcaster(Broadcaster):
         if "valkey_version" in fields:  # Valkey reports the version of Redis that it is compatible with too
             return f"Valkey {fields['valkey_version']}"
         return f"Redis {fields.get('redis_version', '(version not granted)')}"
+
+    async def inspect(self, subscribers: Mapping[str, int]) -> list[Finding]:
+        """Return what of the server's limits can cut links, and whether as many workers have subscribed as should."""
+        return await inspect_server(_required(self._publisher), self.options.prefix, subscribers)
 
     async def _look_for_others(self, publisher: PublisherLink) -> None:
         """Warn, once, where other applications seem to use the server, and no prefix separates their channels."""

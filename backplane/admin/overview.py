@@ -91,7 +91,7 @@ class _Own:
             rejected=0,
             workers=(row,),
             missing=(),
-            silent=(),
+            silent={},
             refusing={},
             vanished={},
             settings={},

@@ -15,12 +15,14 @@ from backplane.cli.bench import bench
 from backplane.cli.check import check
 from backplane.cli.demo import demo
 from backplane.cli.disconnect import disconnect
+from backplane.cli.doctor import doctor
 from backplane.cli.present import present
 from backplane.cli.publish import publish
 from backplane.cli.run import run
 from backplane.cli.survey import survey
 from backplane.cli.tail import tail
 from backplane.cli.terminal import discard_output, err, visible
+from backplane.cli.top import top
 from backplane.cli.why import why
 from backplane.cli.workers import workers
 
@@ -65,5 +67,5 @@ def backplane_command(
     """Pub/sub backplane for FastAPI and Starlette WebSockets."""
 
 
-for _command in (demo, run, check, publish, tail, workers, present, disconnect, survey, why, bench):
+for _command in (demo, run, check, publish, tail, workers, top, doctor, why, present, disconnect, survey, bench):
     app.command()(_command)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from backplane.fanout.subscription import Subscription
     from backplane.message import All, Place
 
-__all__ = ["Diagnosis", "describe_reach", "describe_return", "diagnose", "format_size"]
+__all__ = ["Diagnosis", "describe_reach", "describe_return", "diagnose", "format_size", "linked"]
 
 _RETURN_SECONDS: Final = 5.0
 _DESCRIBE_SECONDS: Final = 2.0
@@ -127,7 +127,7 @@ async def diagnose(
     try:
         on_progress(f"connecting to {result.url}")
         started = perf_counter()
-        async with _linked(broadcaster):
+        async with linked(broadcaster):
             seconds = perf_counter() - started
             # Again: what a broker allows can be known only now.
             result = replace(result, connect_seconds=seconds, capabilities=broadcaster.capabilities)
@@ -154,7 +154,12 @@ class _NullSink:
 
 
 @asynccontextmanager
-async def _linked(broadcaster: Broadcaster) -> AsyncGenerator[None]:
+async def linked(broadcaster: Broadcaster) -> AsyncGenerator[None]:
+    """Open the link of an adapter for the block, within the time that a start has.
+
+    Raises:
+        BrokerError: It cannot be opened.
+    """
     seconds = Settings().start_timeout_seconds
     silent = BrokerUnavailableError(f"no answer from {broadcaster.url} within {seconds:g} s")
     try:

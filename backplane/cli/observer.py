@@ -109,7 +109,10 @@ async def observed(url: str, secret: str | None, seconds: float) -> AsyncGenerat
     """
     broadcaster = broadcaster_from_url(url)
     if broadcaster.capabilities.reach == "process":
-        raise ConfigurationError(f"{broadcaster.url} reaches this process only, which has no worker")
+        raise ConfigurationError(
+            f"{broadcaster.url} reaches this process only, which has no worker: look at the workers from inside, with "
+            "backplane.overviews() or the live page"
+        )
     settings = Settings(worker_heartbeat_seconds=seconds / SETTLE_HEARTBEATS)
     async with Backplane(
         url, cluster="observer", presence=_PRESENCE, control_secret=secret, settings=settings

@@ -62,7 +62,6 @@ class CommandReceiver:
         journal: How failures are logged.
 
     Attributes:
-        messages: Messages that were received on the control channel, which all workers receive.
         applied: Commands that were applied.
         rejected: Messages that are no command, or one that cannot be applied, or of another time.
     """
@@ -89,7 +88,6 @@ class CommandReceiver:
             "join": self._join,
             "survey": self._survey,
         }
-        self.messages: int = 0
         self.applied: int = 0
         self.rejected: int = 0
 
@@ -103,7 +101,6 @@ class CommandReceiver:
 
     def received(self, _topic: str, text: str, /) -> None:
         """Apply a command, unless it was applied before."""
-        self.messages += 1
         command = parse_command(text)
         if command is None:
             return self._reject("it is no command")

@@ -141,6 +141,10 @@ class Hub:
         """The channels with at least one local subscriber."""
         return self._subscribers.keys()
 
+    def audience(self, channel: str) -> int:
+        """Return how many local subscribers `channel` has."""
+        return len(self._subscribers.get(channel, ()))
+
     def audiences(self) -> list[tuple[str, int]]:
         """Return every channel with the number of its local subscribers, the reserved ones included."""
         return [(channel, len(subscribers)) for channel, subscribers in self._subscribers.items()]

@@ -23,6 +23,9 @@ LAG_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1
 # A clock that is ahead by less than this counts as exact: two clocks of one machine differ by some microseconds.
 _EXACT_SECONDS: Final = 0.001
 
+# So many channels are counted one by one.
+_MAX_CHANNELS: Final = 20_000
+
 
 class Traffic:
     """The counters of one hub.
@@ -44,6 +47,8 @@ class Traffic:
             offers (users of presence). A subscriber that a message excludes counts too.
         offered_bytes: Their size.
         clock_ahead: Batches whose publisher's clock is ahead of the one of this worker: their lag counts as 0.
+        of_channels: By channel, its messages and their size since this was set to an empty `dict`; `None` while no
+            process watches, and then nothing is counted by channel.
         received_self: From `publish` in this worker until the first subscribers here (200 at most) were offered the
             batch, in seconds: what the broker takes, and what this worker has before it.
         received_other: The same of what other workers publish.
@@ -55,6 +60,7 @@ class Traffic:
     __slots__ = (
         "_origin",
         "clock_ahead",
+        "of_channels",
         "offered",
         "offered_bytes",
         "received",
@@ -72,6 +78,7 @@ class Traffic:
         self.offered: int = 0
         self.offered_bytes: int = 0
         self.clock_ahead: int = 0
+        self.of_channels: dict[str, list[int]] | None = None
         self.received_self: Histogram = Histogram(*LAG_SECONDS)
         self.received_other: Histogram = Histogram(*LAG_SECONDS)
         self.written_self: Histogram = Histogram(*LAG_SECONDS)
@@ -88,6 +95,8 @@ class Traffic:
         if is_first:
             self.received += messages
             self.received_bytes += size
+            if self.of_channels is not None:
+                self._count_channel(self.of_channels, batch)
         first = batch[0]
         if first.published_at is None or not (is_first or is_last):
             return
@@ -115,3 +124,13 @@ class Traffic:
         """Count a batch of another kind that was offered to so many subscribers: given back, or made here."""
         self.offered += len(batch) * subscribers
         self.offered_bytes += batch.size_bytes * subscribers
+
+    def _count_channel(self, channels: dict[str, list[int]], batch: Batch) -> None:
+        channel = batch[0].channel
+        counts = channels.get(channel)
+        if counts is None:
+            if len(channels) >= _MAX_CHANNELS:  # most of them have no subscriber any more
+                channels.clear()
+            counts = channels[channel] = [0, 0]
+        counts[0] += len(batch)
+        counts[1] += batch.size_bytes

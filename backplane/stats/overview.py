@@ -22,7 +22,7 @@ __all__ = [
     "worker_overview",
 ]
 
-_DROPS: Final = ("dropped_oldest", "dropped_newest", "replaced")
+_DROPS: Final = ("dropped_oldest", "dropped_newest", "replaced", "overrun", "discarded")
 _FAILURES: Final = ("publishes_unavailable", "publishes_unknown", "publishes_refused")
 _P99: Final = 0.99
 
@@ -67,8 +67,8 @@ class WorkerOverview:
         slow: Subscribers for which something waits.
         waiting_bytes: What waits for all of them.
         gaps: Gaps that its subscribers were notified of since its start.
-        rates: By second, between the last two snapshots: `deliveries` (to each subscriber), `publishes`, `failures` (of
-            publishes) and `dropped`. `None` until there are two.
+        rates: By second, between the last two snapshots: `deliveries` (what each subscriber was offered), `publishes`,
+            `failures` (of publishes) and `dropped`. `None` until there are two.
         lag_p99: Within which time 99 of 100 messages were delivered lately, in seconds from their publish; the upper
             bound of a bucket. `None` where there was none, or where that is not known.
         loop_lag: For how long its event loop made no pass at most, within the last half minute, in seconds.
@@ -76,7 +76,7 @@ class WorkerOverview:
         resident_bytes: Memory that its process uses; `None` where that is not known.
         clock_offset: How much its clock is ahead of this host's, in seconds, to half a round trip; `None` where it was
             not measured yet.
-        control_received: Messages that it has received on the control channel since its start.
+        control_received: Messages on the channels that every worker receives, heartbeats and commands, since its start.
         age_seconds: How old this is.
     """
 
@@ -257,7 +257,7 @@ def _rates(before: WorkerSnapshot, last: WorkerSnapshot) -> dict[str, float]:
         return _per_second(difference, before, last)
 
     return {
-        "deliveries": rate("delivered"),
+        "deliveries": rate("offered"),
         "publishes": rate("published"),
         "failures": rate(*_FAILURES),
         "dropped": rate(*_DROPS),

@@ -50,12 +50,20 @@ class StatsPublisher:
         bus: Where they are sent.
         take: Returns a snapshot, after how many seconds the next one follows given.
         workers: Returns how many workers there are.
+        on_watched: Called with whether a lease stands, when that changes.
     """
 
-    def __init__(self, bus: ClusterBus, take: Callable[[float], WorkerSnapshot], workers: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        bus: ClusterBus,
+        take: Callable[[float], WorkerSnapshot],
+        workers: Callable[[], int],
+        on_watched: Callable[[bool], None],
+    ) -> None:
         self._bus = bus
         self._take = take
         self._workers = workers
+        self._on_watched = on_watched
         self._watched_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -77,6 +85,7 @@ class StatsPublisher:
         until = loop.time() + min(seconds, _MOST_LEASE_SECONDS)
         self._watched_until = max(self._watched_until, until)
         if self._timer is None:
+            self._on_watched(True)
             workers = self._workers()
             delay = random.uniform(0, min(_SPREAD_SECONDS * workers, interval_of(workers)))  # noqa: S311
             self._timer = loop.call_later(delay, self._send)
@@ -92,6 +101,7 @@ class StatsPublisher:
         loop = asyncio.get_running_loop()
         if loop.time() >= self._watched_until:
             self._timer = None
+            self._on_watched(False)
             return
         interval = interval_of(self._workers())
         jitter = random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311

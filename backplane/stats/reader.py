@@ -40,6 +40,8 @@ _ANSWER_SECONDS: Final = 2.0
 _KEPT: Final = 6
 # Control messages and gaps are compared over so many snapshots, a minute in the ordinary case.
 _COMPARED: Final = 30
+# So many answers of a worker are kept for its clock, which takes a minute to drift by a millisecond.
+_CLOCKS: Final = 8
 # A snapshot that is older than so many intervals, and the pause for a message, is that of a worker that sends none.
 _MISSED_INTERVALS: Final = 3
 _GRACE_SECONDS: Final = 1.0
@@ -55,7 +57,12 @@ class _Known:
     snapshots: deque[WorkerSnapshot] = field(default_factory=lambda: deque(maxlen=_KEPT))
     compared: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_COMPARED))
     received_at: float = 0.0
-    clock_offset: float | None = None
+    clocks: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_CLOCKS))
+
+    @property
+    def clock_offset(self) -> float | None:
+        """How much its clock is ahead, by the answer that came soonest: the others have waited somewhere."""
+        return min(self.clocks)[1] if self.clocks else None
 
     def take(self, snapshot: WorkerSnapshot, now: float) -> None:
         self.snapshots.append(snapshot)
@@ -202,7 +209,11 @@ class StatsReader:
             rejected=self._rejected(),
             workers=tuple(rows.values()),
             missing=tuple(sorted(missing.values())),
-            silent=tuple(sorted(missing[name] for name in self._silent if name in missing)),
+            silent={
+                missing[name]: worker.last_seen_seconds_ago
+                for name, worker in self._alive.items()
+                if name in self._silent and name in missing
+            },
             refusing={missing[name]: words for name, words in self._refusing.items() if name in missing},
             vanished={_name(worker): wall - at for worker, at in self._vanished.values()},
             settings={names[name]: known.snapshots[-1].settings for name, known in fresh.items()},
@@ -245,7 +256,8 @@ class StatsReader:
         for worker, answer in answers.by_worker.items():
             at = _time_of(answer)
             if at is not None and (known := self._known_of(worker.id)) is not None:
-                known.clock_offset = at - asked_at - answers.seconds[worker] / 2
+                seconds = answers.seconds[worker]
+                known.clocks.append((seconds, at - asked_at - seconds / 2))
 
     def _known_of(self, worker: str) -> _Known | None:
         known = self._known.get(worker)

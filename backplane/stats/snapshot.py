@@ -20,7 +20,7 @@ class ChannelFigures:
     Attributes:
         name: The channel.
         subscribers: How many of this worker have joined it.
-        messages: How many messages the worker has received on it since its first subscriber joined.
+        messages: How many messages the worker has received on it since it is watched.
         size_bytes: Their size.
     """
 
@@ -49,7 +49,7 @@ class WorkerSnapshot:
         settings: A hash of what must be the same in every worker.
         health: What `Backplane.health` returns, as JSON.
         statistics: What `Backplane.statistics` returns.
-        control_received: Messages that it has received on the control channel, which every worker receives.
+        control_received: Messages on the channels that every worker receives, heartbeats and commands.
         lag_bounds, lag_counts: How many messages were delivered how long after their publish, by buckets.
         cpu_seconds: Processor time that its process has used.
         resident_bytes: Memory that its process uses; `None` where that is not known.

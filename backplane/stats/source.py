@@ -18,8 +18,15 @@ class StatsSource(Protocol):
         """Return its figures, and after how many seconds the next ones follow."""
         ...
 
+    def watched(self, is_watched: bool, /) -> None:
+        """Begin, or end, to count what only matters while a process watches."""
+
     def channels(self, query: ChannelQuery, /) -> dict[str, Any]:
         """Return a part of its channels, as JSON: `total` and `rows`."""
+        ...
+
+    def describe(self, channel: str | None, /) -> dict[str, Any]:
+        """Return what the worker is configured with, as JSON, and what it has of a channel, where one is given."""
         ...
 
     async def connections(self, query: ConnectionQuery, /) -> dict[str, Any]:

@@ -33,12 +33,12 @@ class Evidence:
         rejected: Messages that were not signed with the secret of this process.
         workers: The workers that answered.
         missing: The names of the workers that are alive and have sent no figures lately.
-        silent: Those of them that did not answer when they were asked for.
+        silent: Those of them that did not answer when they were asked for, with how old their last heartbeat is.
         refusing: What workers answered that cannot be watched, by name.
         vanished: The names of workers whose heartbeats ended without a goodbye, with how long ago they were last seen.
         settings: A hash of the settings of each worker, by name.
         adapters: The scheme of the URL of each worker, by name.
-        control: How many control messages each worker received lately, by name.
+        control: How many of the messages for all workers each has received lately, by name.
         gaps: How many gaps each worker reported lately, by name.
     """
 
@@ -47,7 +47,7 @@ class Evidence:
     rejected: int
     workers: Sequence[WorkerOverview]
     missing: tuple[str, ...]
-    silent: Sequence[str]
+    silent: Mapping[str, float]
     refusing: Mapping[str, str]
     vanished: Mapping[str, float]
     settings: Mapping[str, str]
@@ -96,11 +96,12 @@ def _no_worker(evidence: Evidence) -> Iterable[Problem]:
 
 
 def _silent(evidence: Evidence) -> Iterable[Problem]:
-    for name in evidence.silent:
+    for name, seconds in evidence.silent.items():
         yield _error(
             "receives_nothing",
             name,
-            f"Worker {name} sends heartbeats and does not answer: it receives nothing, or its event loop is blocked.",
+            f"Worker {name} does not answer, and sent a heartbeat {seconds:.0f} s ago: "
+            "it receives nothing, or its event loop is blocked.",
             "look at its log and at `py-spy dump`, then restart it; until then its clients get nothing",
         )
 
@@ -113,8 +114,8 @@ def _receives_less(evidence: Evidence) -> Iterable[Problem]:
             yield _error(
                 "receives_less",
                 name,
-                f"Worker {name} has received {count} control messages where the others have received {usual:g}: "
-                "messages do not reach it.",
+                f"Worker {name} has received {count} messages of {usual:g} that the others have received: "
+                "they do not reach it.",
                 "restart it; its clients miss messages too",
             )
 

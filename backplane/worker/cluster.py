@@ -122,7 +122,7 @@ class Cluster:
             observes=mode == "observer",
             workers_changed=self.requests.workers_changed,
         )
-        self._stats = StatsPublisher(bus, stats.snapshot, lambda: len(self._asked()))
+        self._stats = StatsPublisher(bus, stats.snapshot, lambda: len(self._asked()), stats.watched)
         self._commands.add_kind(WATCH, self._stats.watch)
         answer_lists(self._commands, stats)
         self.lists: Final = Lists(self.requests)
@@ -218,8 +218,8 @@ class Cluster:
 
     @property
     def control_received(self) -> int:
-        """Messages that it has received on the control channel."""
-        return self._commands.messages
+        """Messages that it has received on the channels that every worker receives: heartbeats and commands."""
+        return self._bus.received_of_all
 
     @property
     def rejected(self) -> int:

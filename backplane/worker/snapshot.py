@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from backplane.channels import RESERVED_PREFIX
+from backplane.fanout.traffic import LAG_SECONDS
 from backplane.stats.snapshot import ChannelFigures, WorkerSnapshot
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 def take_snapshot(runtime: Runtime, interval_seconds: float) -> WorkerSnapshot:
     """Return the figures of a worker of a cluster, and after how many seconds the next ones follow."""
+    lags = runtime.traffic.written_self, runtime.traffic.written_other
     worker, now = runtime.members().own(), asyncio.get_running_loop().time()
     return WorkerSnapshot(
         worker=worker.id,
@@ -44,6 +46,8 @@ def take_snapshot(runtime: Runtime, interval_seconds: float) -> WorkerSnapshot:
         health=asdict(runtime.health()),
         statistics={name: count for name, count in runtime.count().as_dict().items() if count},
         control_received=runtime.members().control_received,
+        lag_bounds=LAG_SECONDS,
+        lag_counts=tuple(map(sum, zip(*(histogram.counts for histogram in lags), strict=True))),
         cpu_seconds=time.process_time(),
         resident_bytes=_resident_bytes(),
         channels=tuple(_top_channels(runtime)),
@@ -63,13 +67,18 @@ def shared_settings(runtime: Runtime) -> dict[str, str]:
 
 
 def _top_channels(runtime: Runtime) -> list[ChannelFigures]:
-    """Return the channels with the most subscribers."""
-    sizes = (
-        (subscribers, channel)
-        for channel, subscribers in runtime.hub.audiences()
-        if not channel.startswith(RESERVED_PREFIX)
-    )
-    return [ChannelFigures(name=channel, subscribers=count) for count, channel in nlargest(MAX_CHANNELS, sizes)]
+    """Return the channels with the most subscribers, and those with the most messages since they are counted."""
+    sizes = {name: count for name, count in runtime.hub.audiences() if not name.startswith(RESERVED_PREFIX)}
+    counted = runtime.traffic.of_channels or {}
+    busiest = nlargest(MAX_CHANNELS // 2, ((counts[0], name) for name, counts in counted.items() if name in sizes))
+    largest = nlargest(MAX_CHANNELS, ((count, name) for name, count in sizes.items()))
+    names = dict.fromkeys([name for _, name in (*busiest, *largest)])
+    return [_channel(name, sizes[name], counted.get(name)) for name in list(names)[:MAX_CHANNELS]]
+
+
+def _channel(name: str, subscribers: int, counts: list[int] | None) -> ChannelFigures:
+    messages, size_bytes = counts or (0, 0)
+    return ChannelFigures(name=name, subscribers=subscribers, messages=messages, size_bytes=size_bytes)
 
 
 def _resident_bytes() -> int | None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import platform
+import resource
+import sys
 from heapq import nsmallest
 from typing import TYPE_CHECKING, Any, Final
 
 from backplane.channels import RESERVED_PREFIX
 from backplane.connection.driver import ConnectionDriver
-from backplane.worker.snapshot import take_snapshot
+from backplane.worker.snapshot import shared_settings, take_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RuntimeStats"]
 
+_ASGI_INSTRUMENTATION: Final = "opentelemetry.instrumentation.asgi"
 # Clients in one pass of the event loop: to look at one takes a microsecond.
 _SLICE: Final = 2_000
 _FEW_ROWS: Final = 10
@@ -41,6 +46,10 @@ class RuntimeStats:
         """Return its figures, and after how many seconds the next ones follow."""
         return take_snapshot(self._runtime, interval_seconds)
 
+    def watched(self, is_watched: bool, /) -> None:
+        """Begin, or end, to count messages by channel."""
+        self._runtime.traffic.of_channels = {} if is_watched else None
+
     def channels(self, query: ChannelQuery, /) -> dict[str, Any]:
         """Return a part of its channels, without those of this package itself."""
         names = None if query.names is None else frozenset(query.names)
@@ -55,6 +64,24 @@ class RuntimeStats:
         order: Callable[[tuple[str, int]], Any] = _by_name if query.sort == "name" else _by_subscribers
         rows = [{"name": name, "subscribers": count} for name, count in nsmallest(query.limit, found, key=order)]
         return {"total": len(found), "rows": rows}
+
+    def describe(self, channel: str | None, /) -> dict[str, Any]:
+        """Return what the worker is configured with, and what it has of a channel, where one is given."""
+        runtime = self._runtime
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        described: dict[str, Any] = {
+            "settings": shared_settings(runtime),
+            "python": platform.python_version(),
+            "loop": type(runtime.affinity.loop).__module__.partition(".")[0],
+            "open_files": _open_files(),
+            "max_files": soft,
+            "max_connections": runtime.settings.max_connections,
+            "asgi_instrumentation": _ASGI_INSTRUMENTATION in sys.modules,
+        }
+        if channel is not None:
+            described["subscribers"] = runtime.hub.audience(channel)
+            described["path_tests"] = runtime.hub.path_tests
+        return described
 
     async def connections(self, query: ConnectionQuery, /) -> dict[str, Any]:
         """Return a part of its clients: the first ones of the order, found in several passes of the event loop."""
@@ -117,6 +144,13 @@ class RuntimeStats:
             "dropped": client.outbox.dropped,
             "received_seconds_ago": received,
         }
+
+
+def _open_files() -> int | None:
+    try:
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208  # thousands of names, without a `Path` for each
+    except OSError:  # not Linux
+        return None
 
 
 def _by_name(channel: tuple[str, int]) -> str:

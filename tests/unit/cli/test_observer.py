@@ -88,7 +88,10 @@ def test_broker_of_this_process_alone(command: list[str]) -> None:
     """A broker that no other process reaches is refused with 2: no worker can be there."""
     status, printed, errors = run(*with_url(command, "memory://"))
     assert (status, printed) == (2, "")
-    assert errors == "backplane: memory:// reaches this process only, which has no worker\n"
+    assert errors == (
+        "backplane: memory:// reaches this process only, which has no worker: look at the workers from inside, with "
+        "backplane.overviews() or the live page\n"
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])

@@ -582,13 +582,6 @@ async def test_stop_does_not_wait_for_an_application_that_ignores_it(
     await until_idle()
 
 
-async def test_every_message_is_counted() -> None:
-    """Also one that cannot be used: all workers receive the same, so they can be compared."""
-    async with control_workers() as (worker,):
-        await worker.receives("nonsense", Command(kind="count"))
-        assert worker.commands.messages == 2
-
-
 async def test_a_slow_kind_goes_on_beside() -> None:
     """A command after it does not wait for it."""
     async with control_workers() as (worker,):

@@ -821,3 +821,12 @@ async def test_notice_of_a_join() -> None:
         gap = Gap(channel="b", reason="the channel keeps no history")
         assert subscriber.joins[1:] == [Joined(channel="b", gap=gap)]
         assert (worker.hub.position("a"), worker.hub.rules) == (None, None)
+
+
+async def test_audiences() -> None:
+    """How many subscribers each channel has, without a look at any of them."""
+    async with running() as world:
+        await world.joined("a", "b")
+        await world.joined("a")
+        assert world.hub.audiences() == [("a", 2), ("b", 1)]
+        assert (world.hub.audience("a"), world.hub.audience("c")) == (2, 0)

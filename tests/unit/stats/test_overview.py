@@ -30,7 +30,7 @@ def test_one_snapshot_has_no_rates() -> None:
     one = row(
         snapshot(
             health={"connections": 3, "channels": 2, "gaps": 1, "draining": True, "generation": 4},
-            statistics={"delivered": 9},
+            statistics={"offered": 9},
             control_received=5,
         )
     )
@@ -42,9 +42,9 @@ def test_one_snapshot_has_no_rates() -> None:
 def test_rates() -> None:
     """They are differences of the last two snapshots, by the clock of the worker that never jumps."""
     figures = [
-        {"delivered": 1, "published": 1},
-        {"delivered": 10, "published": 5},
-        {"delivered": 110, "published": 7, "dropped_oldest": 4, "replaced": 2, "publishes_refused": 2},
+        {"offered": 1, "published": 1},
+        {"offered": 10, "published": 5},
+        {"offered": 110, "published": 7, "dropped_oldest": 4, "replaced": 2, "publishes_refused": 2},
     ]
     last = row(
         *(snapshot(clock=100 + 2 * n, cpu_seconds=n, statistics=counts, at=0) for n, counts in enumerate(figures))
@@ -56,7 +56,7 @@ def test_rates() -> None:
 @pytest.mark.parametrize(("clock", "count"), [(100, 5), (99, 5), (102, 1)])
 def test_rates_of_what_cannot_be(clock: float, count: int) -> None:
     """A worker that sends nonsense has a rate of 0, not one below it, and raises nothing."""
-    rates = row(snapshot(statistics={"delivered": 3}), snapshot(clock=clock, statistics={"delivered": count})).rates
+    rates = row(snapshot(statistics={"offered": 3}), snapshot(clock=clock, statistics={"offered": count})).rates
     assert rates is not None
     assert rates["deliveries"] == 0
 

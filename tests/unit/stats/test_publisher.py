@@ -35,6 +35,7 @@ class World:
         state: How its link is.
         taken: After how many seconds the next snapshot was to follow, for each that was taken.
         workers: How many workers there are.
+        changes: Whether a lease stood, at each change of that.
     """
 
     def __init__(self, worker: ControlWorker) -> None:
@@ -42,7 +43,8 @@ class World:
         self.state = "live"
         self.taken: list[float] = []
         self.workers = 1
-        self.publisher = StatsPublisher(worker.bus, self._take, lambda: self.workers)
+        self.changes: list[bool] = []
+        self.publisher = StatsPublisher(worker.bus, self._take, lambda: self.workers, self.changes.append)
         worker.commands.add_kind(WATCH, self.publisher.watch)
 
     async def watched(self, seconds: Any) -> Any:
@@ -101,6 +103,7 @@ async def test_it_sends_while_a_lease_stands(monkeypatch: pytest.MonkeyPatch) ->
                 await asyncio.sleep(0.01)
         sent = len(world.sent())
         assert sent < 15
+        assert world.changes == [True, False]
         await world.watched(60)
         await world.until_sent(sent + 1)
 

@@ -28,7 +28,7 @@ WELL = Evidence(
     rejected=0,
     workers=(worker(ADA), worker(BOB), worker(EVE)),
     missing=(),
-    silent=(),
+    silent={},
     refusing={},
     vanished={},
     settings=dict.fromkeys(NAMES.values(), "s"),
@@ -52,16 +52,16 @@ FAULTS: dict[str, tuple[Evidence, str, str | None, str]] = {
     "own link": (replace(WELL, is_live=False), "link_down", None, "The link of this process to redis://host is lost"),
     "no worker": (replace(WELL, workers=()), "no_worker", None, "No worker is seen at redis://host."),
     "receives nothing": (
-        replace(WELL, workers=WELL.workers[:2], missing=(E,), silent=(E,)),
+        replace(WELL, workers=WELL.workers[:2], missing=(E,), silent={E: 1.4}),
         "receives_nothing",
         E,
-        "Worker e/3-eeee sends heartbeats and does not answer",
+        "Worker e/3-eeee does not answer, and sent a heartbeat 1 s ago",
     ),
     "receives less": (
         replace(WELL, control={A: 12, B: 12, E: 5}),
         "receives_less",
         E,
-        "Worker e/3-eeee has received 5 control messages where the others have received 12",
+        "Worker e/3-eeee has received 5 messages of 12 that the others have received",
     ),
     "link down": (changed(state="degraded"), "link_down", B, "The link of worker b/2-bbbb is degraded"),
     "vanished": (

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from backplane import Backplane, History, Presence, Settings
+from backplane.fanout import traffic
 from backplane.worker.snapshot import shared_settings, take_snapshot
-from tests.unit.doubles import RecordingSubscriber
+from backplane.worker.stats import RuntimeStats
+from tests.unit.doubles import RecordingSubscriber, until_idle
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +38,8 @@ async def test_what_it_holds() -> None:
     assert (taken.state, taken.adapter, taken.interval_seconds) == ("live", "memory", 2.5)
     assert (taken.statistics["published"], taken.figure("subscriptions")) == (1, 1)
     assert taken.state_seconds >= 0
+    assert len(taken.lag_counts) == len(taken.lag_bounds) + 1
+    assert sum(taken.lag_counts) == taken.statistics["offered"] == 1
     assert taken.cpu_seconds > 0
     assert taken.resident_bytes is None or taken.resident_bytes > 1_000_000
 
@@ -53,6 +58,40 @@ async def test_it_is_bounded() -> None:
         assert len(taken.channels) == 20
         assert not any(each.name.startswith("$backplane/") for each in taken.channels)
         assert len(taken.encode()) < 10_000
+
+
+async def test_messages_are_counted_by_channel_only_while_watched() -> None:
+    """The busiest channels are among those that are sent, whatever their subscribers; after it nothing is kept."""
+    async with Backplane("memory://", cluster=True) as backplane:
+        runtime = runtime_of(backplane)
+        await asyncio.gather(*(runtime.hub.join(f"quiet:{number}", RecordingSubscriber()) for number in range(30)))
+        await runtime.hub.join("zzz", RecordingSubscriber())
+        await backplane.publish("zzz", "before")
+        await until_idle()
+        RuntimeStats(runtime).watched(True)
+        for _ in range(3):
+            await backplane.publish("zzz", "12345")
+        await until_idle()
+        first = take_snapshot(runtime, 2).channels[0]
+        assert (first.name, first.subscribers, first.messages, first.size_bytes) == ("zzz", 1, 3, 15)
+        assert len(take_snapshot(runtime, 2).channels) == 20
+        RuntimeStats(runtime).watched(False)
+        assert runtime.traffic.of_channels is None
+        assert take_snapshot(runtime, 2).channels[0].messages == 0
+
+
+async def test_channels_that_are_counted_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels that come and leave do not grow the memory without end."""
+    monkeypatch.setattr(traffic, "_MAX_CHANNELS", 5)
+    async with Backplane("memory://", cluster=True) as backplane:
+        runtime = runtime_of(backplane)
+        RuntimeStats(runtime).watched(True)
+        for number in range(12):
+            async with backplane.subscribe(f"room:{number}"):
+                await backplane.publish(f"room:{number}", "x")
+                await until_idle()
+        assert runtime.traffic.of_channels is not None
+        assert 1 <= len(runtime.traffic.of_channels) <= 5
 
 
 async def test_without_a_proc_folder(monkeypatch: pytest.MonkeyPatch) -> None:

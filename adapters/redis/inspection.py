@@ -1,0 +1,114 @@
+"""What of a Redis server's configuration can end links of workers, or keep messages from them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import hiredis
+
+from backplane.adapters.redis.server_info import info_fields
+from backplane.findings import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from backplane.adapters.redis.link import RedisLink
+
+__all__ = ["inspect_server"]
+
+_MIB: Final = 1024 * 1024
+# What a worker that reads slowly for some seconds may have waiting: the default of Redis is 32 MiB, or 8 for a minute.
+_LEAST_HARD_BYTES: Final = 64 * _MIB
+_LEAST_SOFT_BYTES: Final = 32 * _MIB
+_MOST_CLIENTS_SHARE: Final = 0.8
+_RESERVED: Final = b"*$backplane/control"
+
+
+async def inspect_server(link: RedisLink, prefix: str, subscribers: Mapping[str, int]) -> list[Finding]:
+    """Return what was found; what an ACL denies is skipped.
+
+    Args:
+        link: A connection that takes commands.
+        prefix: The prefix of the channels.
+        subscribers: How many workers should have subscribed to a channel.
+    """
+    findings: list[Finding] = []
+    for check, inspect in (("redis_output_buffer", _output_buffer), ("redis_maxclients", _clients)):
+        try:
+            findings.append(await inspect(link))
+        except hiredis.ReplyError as error:
+            findings.append(Finding(check=check, level="skipped", text=f"an ACL denies it: {error}"))
+    try:
+        findings += await _subscriptions(link, prefix, subscribers)
+        findings += await _other_prefixes(link, prefix)
+    except hiredis.ReplyError as error:
+        findings.append(Finding(check="redis_subscribers", level="skipped", text=f"an ACL denies it: {error}"))
+    return findings
+
+
+async def _output_buffer(link: RedisLink) -> Finding:
+    check, name = "redis_output_buffer", "client-output-buffer-limit"
+    words = (await _config(link, name)).split()
+    try:
+        begin = words.index("pubsub")
+        hard, soft, seconds = map(int, words[begin + 1 : begin + 4])
+    except ValueError:
+        return Finding(check=check, level="skipped", text=f"{name} could not be read")
+    text = f"{name} pubsub is {hard // _MIB} MiB, or {soft // _MIB} MiB for {seconds} s"
+    if (hard and hard < _LEAST_HARD_BYTES) or (soft and soft < _LEAST_SOFT_BYTES):
+        cure = (
+            f"redis-cli CONFIG SET {name} 'pubsub 256mb 64mb 60': above it the link of a slow worker is cut, with gaps"
+        )
+        return Finding(check=check, level="warning", text=text, cure=cure)
+    return Finding(check=check, level="ok", text=text if hard or soft else f"{name} pubsub has no limit")
+
+
+async def _clients(link: RedisLink) -> Finding:
+    check = "redis_maxclients"
+    most = int(await _config(link, "maxclients") or 0)
+    connected = int(info_fields(await link.ask(b"INFO", b"clients")).get("connected_clients", 0))
+    text = f"{connected:,} of {most:,} clients are connected"
+    if not most:
+        return Finding(check=check, level="skipped", text="maxclients could not be read")
+    if connected >= _MOST_CLIENTS_SHARE * most:
+        cure = "redis-cli CONFIG SET maxclients: a worker takes two connections, and twice as many in a restart"
+        return Finding(check=check, level="warning", text=text, cure=cure)
+    return Finding(check=check, level="ok", text=text)
+
+
+async def _subscriptions(link: RedisLink, prefix: str, subscribers: Mapping[str, int]) -> list[Finding]:
+    """Compare how many have subscribed to a channel with how many should have."""
+    findings: list[Finding] = []
+    for channel, expected in subscribers.items():
+        reply: Any = await link.ask(b"PUBSUB", b"NUMSUB", (prefix + channel).encode())
+        found = int(reply[1])
+        text = f"{found} of {expected} workers have subscribed to {channel}"
+        if found < expected:
+            cure = "the link of a worker has lost its subscriptions: restart the one that receives nothing"
+            findings.append(Finding(check="redis_subscribers", level="error", text=text, cure=cure))
+        elif found > expected:
+            text = f"{found} processes have subscribed to {channel}, and {expected} workers answer"
+            cure = "a worker does not answer, or another program has subscribed: redis-cli CLIENT LIST TYPE pubsub"
+            findings.append(Finding(check="redis_subscribers", level="warning", text=text, cure=cure))
+        else:
+            findings.append(Finding(check="redis_subscribers", level="ok", text=text))
+    return findings
+
+
+async def _other_prefixes(link: RedisLink, prefix: str) -> list[Finding]:
+    """Return which other prefixes have workers: one of ours can have another one by mistake."""
+    channels: Any = await link.ask(b"PUBSUB", b"CHANNELS", _RESERVED)
+    suffix = _RESERVED[1:].decode()
+    others = sorted({name.decode(errors="replace").removesuffix(suffix) for name in channels} - {prefix})
+    if not others:
+        return []
+    names = ", ".join(repr(other) for other in others[:5])
+    text = f"workers with other prefixes are on this server: {names}; this URL has {prefix!r}"
+    cure = "where they should be one deployment, give all the same ?prefix=; else ignore it"
+    return [Finding(check="redis_prefixes", level="warning", text=text, cure=cure)]
+
+
+async def _config(link: RedisLink, name: str) -> str:
+    reply: list[bytes] | dict[bytes, bytes] = await link.ask(b"CONFIG", b"GET", name.encode())
+    pairs = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=False))  # RESP3 has maps
+    return pairs.get(name.encode(), b"").decode()
