@@ -127,7 +127,7 @@ class Visit:
 
         page.on("console", note)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.goto(f"{self.site.address}{at}#{screen}")
+        page.goto(f"{self.site.address}{at}#/{screen}")
         return page
 
 
@@ -330,7 +330,7 @@ def test_many_hostile_names(visit: Visit, site: Site) -> None:
         expect(page.locator(".chips li")).to_have_count(2)
 
         for screen in SCREENS:
-            page.goto(f"{site.address}/admin/#{screen}")
+            page.goto(f"{site.address}/admin/#/{screen}")
             expect(page.get_by_role("main", name="Why?" if screen == "why" else screen.title())).to_be_visible()
             assert page.evaluate("document.querySelectorAll('*').length") < MOST_ELEMENTS
             assert page.locator("main img, main iframe, main script").count() == 0
@@ -367,7 +367,7 @@ def test_accessibility(browser: Browser, site: Site, scheme: Any, width: int) ->
         page = visit.open()
         expect(page.get_by_text("All 2 workers are live.")).to_be_visible()
         for screen in SCREENS:
-            page.goto(f"{site.address}/admin/#{screen}" + QUERIES.get(screen, ""))
+            page.goto(f"{site.address}/admin/#/{screen}" + QUERIES.get(screen, ""))
             expect(page.get_by_role("main", name="Why?" if screen == "why" else screen.title())).to_be_visible()
             if screen in ("workers", "connections"):
                 page.get_by_role("rowheader").get_by_role("link").first.click()
@@ -394,7 +394,7 @@ def test_keyboard(visit: Visit) -> None:
     expect(page.get_by_label("Channel, or id of a connection")).to_be_focused()
     page.keyboard.type("orders")
     page.keyboard.press("Enter")
-    expect(page).to_have_url(re.compile(r"#channels\?prefix=orders$"))
+    expect(page).to_have_url(re.compile(r"#/channels\?prefix=orders$"))
     expect(page.get_by_label("Name begins with")).to_have_value("orders")
 
 

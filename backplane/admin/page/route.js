@@ -1,18 +1,18 @@
-// The address holds the state of the page: #screen?key=value.
+// The address holds the state of the page: #/screen?key=value. The slash sets it apart from the id of an element.
 
 import { useEffect, useState } from "./preact.js";
 
 export const SCREENS = ["overview", "workers", "channels", "connections", "why", "log", "tail"];
 
 function parse() {
-  const [screen, query] = location.hash.slice(1).split(/\?(.*)/s);
+  const [screen, query] = location.hash.replace(/^#\/?/, "").split(/\?(.*)/s);
   return { screen: SCREENS.includes(screen) ? screen : "overview", query: Object.fromEntries(new URLSearchParams(query ?? "")) };
 }
 
 /** The address of a screen; whatever is in a value stays a value. */
 export function to(screen, query = {}) {
   const given = Object.entries(query).filter(([, value]) => value !== "" && value != null);
-  return `#${screen}${given.length ? `?${new URLSearchParams(given)}` : ""}`;
+  return `#/${screen}${given.length ? `?${new URLSearchParams(given)}` : ""}`;
 }
 
 /** Go to a screen. While someone types, the entry of the history is replaced. */
