@@ -217,8 +217,8 @@ class ClusterVerbs:
             WrongLoopError: It runs in another event loop, thread or process.
         """
         check_number("timeout_seconds", timeout_seconds)
-        asked: object = client.id if isinstance(client, Connection) else client
-        if asked is not None and not (isinstance(asked, str) and 0 < len(asked) <= MAX_NAME):
+        asked = client.id if isinstance(client, Connection) else client
+        if asked is not None and not _is_name(asked):
             raise InvalidDataError(f"client is a connection, an id, a user or a client_key, not {asked!r:.100}")
         question = Question(channel=validate_channel(channel), client=asked)
         return await ask_why(self._lifecycle.running(), question, test=test, seconds=timeout_seconds)
@@ -495,6 +495,10 @@ def _selector(
         channel=channel,
         exclude=None if exclude is None else _id_of("exclude", exclude),
     )
+
+
+def _is_name(client: object) -> bool:
+    return isinstance(client, str) and 0 < len(client) <= MAX_NAME
 
 
 def _id_of(name: str, connection: object) -> str:

@@ -202,7 +202,7 @@ def _constants(node: ast.expr) -> tuple[str, ...]:
 
 
 def _level_of(call: ast.Call, constants: tuple[str, ...], function: ast.AST | None) -> str:
-    own = " or ".join(dict.fromkeys(logging.getLevelName(_event(name).level) for name in constants)) or _OPEN
+    own = " or ".join(dict.fromkeys(logging.getLevelName(int(_event(name).level)) for name in constants)) or _OPEN
     chosen = next((keyword.value for keyword in call.keywords if keyword.arg == "level"), None)
     return own if chosen is None else _level(chosen, function, own)
 
