@@ -18,6 +18,7 @@ from backplane.admin.overview import overviews
 from backplane.admin.page_files import page_routes
 from backplane.admin.page_stream import PageStream
 from backplane.admin.tail import tail
+from backplane.admin.why import Why
 from backplane.channels import validate_channel
 from backplane.errors import BackplaneError, InvalidChannelError
 
@@ -84,6 +85,7 @@ class _Routes:
         self._redact = redact
         self._changes = Changes(backplane)
         self._lists = Lists(backplane, mask)
+        self._why = Why(backplane, mask)
         self._streams = 0
 
     def router(self) -> Router:
@@ -96,6 +98,7 @@ class _Routes:
                 Route("/api/overview", self._overview),
                 Route("/api/channels", self._lists.channels),
                 Route("/api/connections", self._lists.connections),
+                Route("/api/explain", self._why.explain),
                 Route("/api/stream", self._stream),
                 Route("/api/tail", self._allowed("tail", self._tail)),
                 Route("/api/publish", self._allowed("publish", changes.publish), methods=["POST"]),

@@ -1,15 +1,18 @@
-// Why? Where the way of a message to a client stops, as far as the workers' lists show it.
+// Why? Where the way of a message to a client stops, by what every worker states and by a test message.
 
-import { html, useRef } from "./preact.js";
-import { age, bytes, plural, visible } from "./format.js";
+import { html, useEffect, useRef, useState } from "./preact.js";
+import { visible } from "./format.js";
 import { Copy } from "./parts.js";
-import { Missing, useAsk } from "./lists.js";
+import { Missing } from "./lists.js";
 import { go, to } from "./route.js";
+import { ask } from "./source.js";
 
 const MARKS = { ok: ["ok", "✓", "holds"], bad: ["bad", "✗", "stops here"], open: ["quiet", "?", "not known here"] };
 const STATIONS = ["Publisher", "Broker", "Link", "Hub", "Outbox", "Socket", "Client"];
+const PLACES = STATIONS.map((name) => name.toLowerCase());
+const HOLDS = { link: "live, and what is published arrives", hub: "the client has joined the channel", outbox: "nothing waits", socket: "open" };
 
-export function Why({ source: { view }, query }) {
+export function Why({ query }) {
   const { client = "", channel = "" } = query;
   const fields = { client: useRef(null), channel: useRef(null) };
   const look = (event) => {
@@ -24,55 +27,49 @@ export function Why({ source: { view }, query }) {
       ${field("channel", "Channel", channel)}
       <button class="main">Look</button>
     </form>
-    ${client && channel && html`<${Answer} key=${`${client}\n${channel}`} view=${view} client=${client} channel=${channel} />`}`;
+    ${client && channel && html`<${Answer} key=${`${client}\n${channel}`} client=${client} channel=${channel} />`}`;
 }
 
-function Answer({ view, client, channel }) {
-  const here = useAsk("connections", { client, limit: 10 });
-  const joined = useAsk("connections", { client, channel, limit: 10 });
-  const named = useAsk("channels", { prefix: channel, sort: "name", limit: 10 });
-  const error = here.error ?? joined.error ?? named.error;
-  if (!here.answer || !joined.answer || !named.answer) return html`<${Missing} error=${error} /><p class="empty">Asking the workers …</p>`;
-  const found = judge(view, channel, here.answer, joined.answer, named.answer);
-  const text = [`client ${client}, channel ${channel}`, found.verdict, found.cure, ...found.stations.map(({ look: mark, words }, index) => `${MARKS[mark][1]} ${STATIONS[index]}: ${words}`)].join("\n");
-  return html`<section class="verdict ${found.look}" aria-label="Verdict">
-      <h2><span class="mark" aria-hidden="true">${found.look === "error" ? "✗" : found.look === "warning" ? "!" : "✓"}</span><span>${visible(found.verdict)}</span></h2>
+function Answer({ client, channel }) {
+  const [{ found, error }, set] = useState({});
+  const [asked, again] = useState(0);
+  useEffect(() => {
+    let ended = false;
+    set({});
+    ask("explain", { client, channel })
+      .then((answer) => ended || set({ found: answer }))
+      .catch((failure) => ended || set({ error: failure }));
+    return () => { ended = true; };
+  }, [client, channel, asked]);
+  if (!found) return error ? html`<${Missing} error=${error} />` : html`<p class="empty">Asking the workers …</p>`;
+  const isWhole = found.verdict === "whole";
+  const notes = found.findings.filter((finding) => !finding.is_fault);
+  const stations = stationsOf(found);
+  const text = [`client ${client}, channel ${channel}`, found.text, found.cure, ...stations.map(({ look, words }, index) => `${MARKS[look][1]} ${STATIONS[index]}: ${words}`), ...notes.map((note) => `· ${note.text}`)].join("\n");
+  return html`<section class="verdict ${isWhole ? "ok" : "error"}" aria-label="Verdict">
+      <h2><span class="mark" aria-hidden="true">${isWhole ? "✓" : "✗"}</span><span>${visible(found.text)}</span></h2>
       <p>${visible(found.cure)}</p>
     </section>
-    <${Missing} answer=${here.answer} error=${error} />
-    <ol class="stations" aria-label="The way of a message">${found.stations.map(({ look: mark, words }, index) => {
-      const [style, sign, meaning] = MARKS[mark];
+    <${Missing} answer=${found} />
+    <ol class="stations" aria-label="The way of a message">${stations.map(({ look, words }, index) => {
+      const [style, sign, meaning] = MARKS[look];
       return html`<li class=${style}><span class="plug" aria-hidden="true">${sign}</span>
         <strong>${STATIONS[index]}</strong><span class="unseen"> ${meaning}: </span><span class="words">${visible(words)}</span></li>`;
     })}</ol>
-    <p><${Copy} text=${text} /> <a href=${to("connections", { client })}>Its connections</a> · <a href=${to("tail", { channel })}>Tail of the channel</a></p>
-    <details><summary>What the workers answered</summary><pre class="raw">${visible(JSON.stringify({ client: here.answer, joined: joined.answer, channels: named.answer }, null, 1)).replaceAll("\\u{a}", "\n")}</pre></details>`;
+    ${notes.length > 0 && html`<ul aria-label="Notes">${notes.map((note) => html`<li>${visible(note.text)}${note.cure && html` <span class="quiet">${visible(note.cure)}</span>`}</li>`)}</ul>`}
+    <p><${Copy} text=${text} /> <button type="button" onClick=${() => again(asked + 1)}>Ask again</button> <a href=${to("connections", { client })}>Its connections</a> · <a href=${to("tail", { channel })}>Tail of the channel</a></p>
+    <details><summary>What the workers answered</summary><pre class="raw">${visible(JSON.stringify(found.workers, null, 1)).replaceAll("\\u{a}", "\n")}</pre></details>`;
 }
 
-/** The stations, the verdict and the cure, from the lists of all workers. */
-function judge(view, channel, here, joined, named) {
-  const station = (look, words) => ({ look, words });
-  const [one] = joined.rows.length ? joined.rows : here.rows;
-  const worker = view.workers.find(({ worker: name }) => name === one?.worker);
-  const subscribers = named.rows.find(({ name }) => name === channel)?.subscribers ?? 0;
-  const near = named.rows.filter(({ name }) => name !== channel).map(({ name }) => name).slice(0, 3);
-  const isJoined = joined.rows.length > 0;
-  const isLive = worker?.state === "live";
-  const stations = [
-    station("open", "tail the channel, and publish to it, to see whether something comes"),
-    station(view.link === "live" ? "ok" : "bad", `the link of the worker that serves this page is ${view.link}`),
-    station(!one ? "open" : isLive ? "ok" : "bad", one ? `the link of ${one.worker} is ${worker?.state ?? "not known"}` : "no worker has this client"),
-    station(!one ? "open" : isJoined ? "ok" : "bad", `${plural(subscribers, "subscriber")} on all workers; this client ${isJoined ? "has joined" : "has not joined"}`),
-    station(!one ? "open" : one.dropped || one.waiting_bytes ? "bad" : "ok", one ? `${bytes(one.waiting_bytes)} wait, ${plural(one.dropped, "message")} dropped` : "no outbox"),
-    station(one ? "ok" : "bad", one ? `${one.transport}, open for ${age(view.at - one.opened_at)}` : "no open connection"),
-    station(one?.received_seconds_ago == null ? "open" : "ok", one?.received_seconds_ago == null ? "a client that only listens states nothing" : `something came from it ${age(one.received_seconds_ago)} ago`),
-  ];
-  const found = (look, verdict, cure) => ({ look, verdict, cure, stations });
-  if (here.missing.length && !one) return found("warning", "No worker that answered has this client, and not all of them answered.", "Look at the workers that did not.");
-  if (!one) return found("error", "No worker has this client: it is not connected, or to another deployment.", "Search for another spelling of its key on the screen Connections.");
-  if (!isLive) return found("error", `The link of its worker ${one.worker} is ${worker?.state ?? "not known"}.`, "Until it is live its clients receive nothing: look at the log of the worker, and at the broker.");
-  if (!isJoined) return found("error", `It is connected, and has not joined ${channel}.`, near.length ? `Is it one of these: ${near.join(", ")}?` : "Look at which channels its handler joins, and at what authorize refuses.");
-  if (one.dropped) return found("warning", `It has joined, and ${plural(one.dropped, "message")} for it ${one.dropped === 1 ? "was" : "were"} dropped: it reads too slowly.`, "Send it less, or give it a larger Backlog.");
-  if (one.waiting_bytes) return found("warning", `It has joined, and ${bytes(one.waiting_bytes)} wait for it: it does not read.`, "Look at the network and the proxy between this worker and the client.");
-  return found("ok", "It has joined, its worker is live, and nothing waits for it: these lists show no fault.", "Tail the channel: where messages come there, look at the proxy and at the code of the client.");
+/** For each station how it is: the faults are where the explanation has them, what is before the first one holds. */
+function stationsOf(found) {
+  const faults = found.findings.filter((finding) => finding.is_fault);
+  const first = faults.length ? Math.min(...faults.map(({ station }) => PLACES.indexOf(station))) : PLACES.length;
+  return PLACES.map((place, index) => {
+    const here = faults.filter(({ station }) => station === place);
+    if (here.length) return { look: "bad", words: here.map((finding) => finding.text).join("; ") };
+    if (index > first || place === "client") return { look: "open", words: place === "client" ? "what it does with a message is not seen from here" : "not looked at: the way ends before" };
+    if (place === "publisher" || place === "broker") return found.tested ? { look: "ok", words: "the broker took a test message" } : { look: "open", words: `no test message: ${found.not_tested}` };
+    return { look: "ok", words: HOLDS[place] };
+  });
 }
