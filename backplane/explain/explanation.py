@@ -45,7 +45,7 @@ class Explanation:
         cure: What to do about it; empty where nothing is to be done.
         findings: Everything that was found, faults first, in the order of the way.
         workers: What each worker stated.
-        missing: The ids of workers that did not answer.
+        missing: The ids of workers that did not answer, or with an error, of which a finding states the reason.
         channel: What was asked for.
         client: What was asked for.
         tested: A test message was published on the channel, which no client receives.

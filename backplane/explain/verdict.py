@@ -28,6 +28,7 @@ class Case:
         question: What was asked.
         workers: What each worker stated.
         missing: The workers that did not answer.
+        errors: The workers whose answer is of no use, and why.
         not_tested: Why no path test was published; empty where one was.
         is_complete: All workers are known: one that appears later was not there.
     """
@@ -35,6 +36,7 @@ class Case:
     question: Question
     workers: tuple[WorkerEvidence, ...]
     missing: tuple[Worker, ...] = ()
+    errors: tuple[tuple[Worker, str], ...] = ()
     not_tested: str = ""
     is_complete: bool = True
 
@@ -74,7 +76,7 @@ def explain(case: Case) -> Explanation:
         cure=first.cure,
         findings=(*faults, *(finding for finding in found if not finding.is_fault)),
         workers=case.workers,
-        missing=tuple(worker.id for worker in case.missing),
+        missing=tuple(worker.id for worker in (*case.missing, *(worker for worker, _ in case.errors))),
         channel=case.question.channel,
         client=case.question.client,
         tested=not case.not_tested,
@@ -97,7 +99,7 @@ def _whole(case: Case) -> Finding:
 
 
 def _unanswered(case: Case) -> Iterator[Finding]:
-    if not case.workers and not case.missing:
+    if not case.workers and not case.missing and not case.errors:
         yield Finding(
             code="no workers",
             station="broker",
@@ -116,6 +118,18 @@ def _missing(case: Case) -> Iterator[Finding]:
             + ("" if case.homes else ", and no other one has what is looked for"),
             cure="its event loop stands, or it receives nothing from the broker: look at its log and health, and "
             f"restart it if it does not answer (py-spy dump --pid {worker.pid} shows what it does)",
+            worker=worker.id,
+            is_fault=not case.homes,
+        )
+
+
+def _erring(case: Case) -> Iterator[Finding]:
+    for worker, reason in case.errors:
+        yield Finding(
+            code="no evidence",
+            station="hub",
+            text=f"worker {worker.host or '?'}/{worker.pid} ({worker.id}) answered with an error: {reason}",
+            cure="ask again in a second; a worker of an older release has to be updated",
             worker=worker.id,
             is_fault=not case.homes,
         )
@@ -388,6 +402,7 @@ def _lost(case: Case) -> Iterator[Finding]:
 _RULES: Final[tuple[Callable[[Case], Iterable[Finding]], ...]] = (
     _unanswered,
     _missing,
+    _erring,
     _unknown,
     _not_joined,
     _link,

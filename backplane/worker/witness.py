@@ -35,6 +35,8 @@ _TEST_ID_BYTES: Final = 8
 # So many questions a second are answered; each can take a look at every client.
 _PER_SECOND: Final = 5
 _MAX_CLIENTS: Final = 20
+# For so many of them names that resemble the channel's are looked for: each may have joined thousands.
+_MAX_WITH_NEAR: Final = 3
 _SHORTEST_ID: Final = 4
 # The share of the time to answer for which a worker waits for the path test.
 _TEST_SHARE: Final = 0.5
@@ -60,12 +62,15 @@ async def ask_why(runtime: Runtime, question: Question, *, test: bool, seconds: 
         "seconds": seconds * _TEST_SHARE,
     }
     answers = await cluster.requests.ask(KIND, Selector(), arguments, seconds)
-    found = [evidence for answer in answers.by_worker.values() if (evidence := parse_evidence(answer)) is not None]
+    read = {worker: parse_evidence(answer) for worker, answer in answers.by_worker.items()}
+    found = [evidence for evidence in read.values() if evidence is not None]
+    unread = [worker for worker, evidence in read.items() if evidence is None]
     return explain(
         Case(
             question=question,
             workers=tuple(sorted(found, key=lambda worker: (worker.host, worker.pid, worker.worker))),
-            missing=tuple(answers.missing) + tuple(answers.errors),
+            missing=tuple(answers.missing),
+            errors=(*answers.errors.items(), *((worker, "this release cannot read it") for worker in unread)),
             not_tested=not_tested,
         )
     )
@@ -95,7 +100,7 @@ async def _evidence(runtime: Runtime, question: Question, seconds: float) -> Wor
     channel, hub, broker = question.channel, runtime.hub, runtime.broker_subscriptions
     test_received = None
     if question.test and channel in hub.channels:
-        test_received = await runtime.path_tests.wait(channel, bytes.fromhex(question.test), seconds)
+        test_received = await runtime.path_tests.wait(channel, _test_id(question.test), seconds)
     now, worker, health = runtime.affinity.loop.time(), runtime.members().own(), runtime.health()
     is_meant = _matcher(question.client)
     clients = [] if question.client is None else _clients(runtime, question, is_meant, now)
@@ -147,20 +152,20 @@ def _clients(
     for client in runtime.clients.connected:
         user = _user(runtime, client)
         if is_meant(client.id, user):
-            found.append(_client(client, user, question.channel, now))
+            found.append(_client(client, user, question.channel, now, with_near=len(found) < _MAX_WITH_NEAR))
             if len(found) == _MAX_CLIENTS:
                 break
     return found
 
 
-def _client(client: LocalClient, user: str | None, channel: str, now: float) -> ClientEvidence:
+def _client(client: LocalClient, user: str | None, channel: str, now: float, *, with_near: bool) -> ClientEvidence:
     joined = channel in client.channels
     evidence: dict[str, Any] = {
         "id": client.id,
         "user": user,
         "joined": joined,
         "channels": len(client.channels),
-        "near": () if joined else near_names(channel, client.channels),
+        "near": () if joined or not with_near else near_names(channel, client.channels),
         "state": "closed" if client.is_over else "open",
     }
     if isinstance(client, ConnectionDriver):
@@ -202,6 +207,13 @@ def _text(value: object) -> str:
     if not isinstance(value, str) or len(value) > 1_000:
         raise SurveyError("the question is not one that this release knows")
     return value
+
+
+def _test_id(value: str) -> bytes:
+    try:
+        return bytes.fromhex(value)
+    except ValueError:
+        raise SurveyError("the question is not one that this release knows") from None
 
 
 def _seconds(value: object) -> float:

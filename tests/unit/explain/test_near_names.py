@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from difflib import SequenceMatcher
+
 import pytest
 
 from backplane.explain.near_names import near_names
@@ -30,3 +32,17 @@ def test_many_and_long_names() -> None:
     assert len(near_names("orders:5", many)) == 3
     assert near_names("o" * 10_000, ["o" * 9_999]) == ("o" * 9_999,)
     assert near_names("o" * 9_998 + "xy", ["o" * 9_997 + "abc"]) == ()
+
+
+def test_hostile_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of one letter repeated take longest: only a few of them are compared by letters."""
+    compared: list[str] = []
+    ratio = SequenceMatcher.ratio
+
+    def counted(matcher: SequenceMatcher[str]) -> float:
+        compared.append(matcher.a)
+        return ratio(matcher)
+
+    monkeypatch.setattr(SequenceMatcher, "ratio", counted)
+    assert len(near_names("a" * 98, ["a" * 97 + chr(0x4E00 + number) for number in range(10_000)])) == 3
+    assert sum(len(name) * 98 for name in compared) <= 60_000

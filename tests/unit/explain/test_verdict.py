@@ -45,6 +45,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"workers": (worker("w1"),), "missing": (Worker(id="w2", host="web", pid=2),)},
     ),
     "only silent workers": ("silent worker", {"workers": (), "missing": (Worker(id="w2", host="web", pid=2),)}),
+    "a worker answers with an error, and the client may be there": (
+        "no evidence",
+        {"workers": (worker("w1"),), "errors": ((Worker(id="w2", host="web", pid=2), "ask again later"),)},
+    ),
+    "only errors": ("no evidence", {"workers": (), "errors": ((Worker(id="w2", host="web", pid=2), "too many"),)}),
+    "an error elsewhere": ("whole", {"workers": (GOOD,), "errors": ((Worker(id="w2"), "too many"),)}),
     "unknown": ("unknown client", {"workers": (worker("w1", near_clients=("Ada",)),)}),
     "ended": ("ended", {"workers": (worker("w1", ended=(EndedClient(id="c1", code=4000, reason="reload"),)),)}),
     "left": ("ended", {"workers": (worker("w1", ended=(EndedClient(id="c1", seconds_ago=31),)),)}),
@@ -123,6 +129,7 @@ def test_verdict(name: str) -> None:
     [
         ("receives nothing, others do", ["web/1", "web/2", "restart this worker"]),
         ("receives nothing, and no other does", ["web/1", "prefix ''", "redis://redis"]),
+        ("only errors", ["web/2", "too many", "ask again"]),
         ("only silent workers", ["web/2", "py-spy dump --pid 2"]),
         ("unknown", ["'Ada'", "redis://redis"]),
         ("ended", ["closed with 4000: reload"]),
