@@ -131,6 +131,7 @@ class WorkerEvidence:
         ended: Those of them that have ended.
         refused_joins: Joins of the channel by them that were refused.
         near_channels: Channels of the worker whose names resemble this one's, where no client has joined it.
+        others: The id, host and process of the other workers that it knows to be alive, up to 100.
         near_clients: Users of the worker whose names resemble the one that is asked for, where there is none.
     """
 
@@ -159,6 +160,7 @@ class WorkerEvidence:
     refused_joins: tuple[RefusedJoin, ...] = ()
     near_channels: tuple[str, ...] = ()
     near_clients: tuple[str, ...] = ()
+    others: tuple[tuple[str, str, int], ...] = ()
 
     @property
     def name(self) -> str:

@@ -6,9 +6,11 @@ import asyncio
 import os
 from collections import deque
 from dataclasses import asdict
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from backplane.channels import RESERVED_PREFIX
+from backplane.cluster_types import Worker
 from backplane.connection.callback_handler import CallbackHandler
 from backplane.connection.driver import ConnectionDriver
 from backplane.control.messages import Selector
@@ -21,6 +23,7 @@ from backplane.explain.verdict import Case, explain
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from backplane.cluster_types import Answers
     from backplane.control.messages import Command
     from backplane.explain.explanation import Explanation
     from backplane.worker.clients import LocalClient
@@ -35,6 +38,7 @@ _TEST_ID_BYTES: Final = 8
 # So many questions a second are answered; each can take a look at every client.
 _PER_SECOND: Final = 5
 _MAX_CLIENTS: Final = 20
+_MAX_OTHERS: Final = 100
 # For so many of them names that resemble the channel's are looked for: each may have joined thousands.
 _MAX_WITH_NEAR: Final = 3
 _SHORTEST_ID: Final = 4
@@ -69,11 +73,18 @@ async def ask_why(runtime: Runtime, question: Question, *, test: bool, seconds: 
         Case(
             question=question,
             workers=tuple(sorted(found, key=lambda worker: (worker.host, worker.pid, worker.worker))),
-            missing=tuple(answers.missing),
+            missing=(*answers.missing, *_missed_by_others(answers, found)),
             errors=(*answers.errors.items(), *((worker, "this release cannot read it") for worker in unread)),
             not_tested=not_tested,
         )
     )
+
+
+def _missed_by_others(answers: Answers, found: Iterable[WorkerEvidence]) -> list[Worker]:
+    """Return the workers that others know to be alive, and that did not answer: who asks may be new."""
+    asked = {*answers.by_worker, *answers.errors, *answers.missing}
+    known = {Worker(id=name, host=host, pid=pid) for each in found for name, host, pid in each.others}
+    return sorted(known - asked, key=lambda worker: worker.id)
 
 
 def make_witness(runtime: Runtime) -> Callable[[Command], Any]:
@@ -105,6 +116,7 @@ async def _evidence(runtime: Runtime, question: Question, seconds: float) -> Wor
     is_meant = _matcher(question.client)
     clients = [] if question.client is None else _clients(runtime, question, is_meant, now)
     subscribers = hub.count_subscribers(channel)
+    others = (each for each in runtime.members().workers() if each.is_alive and each != worker)
     return WorkerEvidence(
         worker=worker.id,
         host=worker.host,
@@ -130,6 +142,7 @@ async def _evidence(runtime: Runtime, question: Question, seconds: float) -> Wor
         ended=() if question.client is None else runtime.recollection.ended_clients(is_meant),
         refused_joins=() if question.client is None else runtime.recollection.refused_joins(channel, is_meant),
         near_channels=() if subscribers else near_names(channel, _open_channels(hub.channels)),
+        others=tuple((each.id, each.host, each.pid) for each in islice(others, _MAX_OTHERS)),
         near_clients=() if clients or question.client is None else near_names(question.client, _users(runtime)),
     )
 

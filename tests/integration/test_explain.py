@@ -11,13 +11,15 @@ import sys
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from starlette.applications import Starlette
-from starlette.routing import WebSocketRoute
+from starlette.routing import Route, WebSocketRoute
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from backplane import Backplane, InvalidDataError, Settings
+from backplane import Backplane, Connection, InvalidDataError, Settings
+from backplane.centrifugal.endpoint import Accepted, Centrifugal, ConnectRequest
 from backplane.server.uvicorn import DirectLaneProtocol
 from backplane.testing import FaultProxy
 from tests.brokers.redis import RedisConfig
@@ -26,6 +28,8 @@ from tests.server_in_loop import serving_in_loop
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
+    from starlette.requests import Request
+    from starlette.responses import Response
     from starlette.websockets import WebSocket
     from websockets.asyncio.client import ClientConnection
 
@@ -40,6 +44,23 @@ SETTINGS = Settings(
     worker_heartbeat_seconds=0.2, worker_down_seconds=60, probe_interval_seconds=60, publish_timeout_seconds=20
 )
 CHANNEL = "orders:42"
+
+
+async def why(*arguments: str) -> tuple[int, str]:
+    """Run the command; return its status and what it prints. It may take ten seconds."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "backplane", "why", *arguments, "--seconds", "1"), stdout=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(WAIT_SECONDS):
+        printed, _ = await process.communicate()
+    return process.returncode or 0, printed.decode()
+
+
+async def verdict_of_command(url: str) -> str:
+    """Return what `backplane why` finds."""
+    status, printed = await why(url, "--channel", CHANNEL, "--client", "ada", "--json")
+    assert status == 1
+    return str(json.loads(printed)["verdict"])
 
 
 class Deployment:
@@ -132,6 +153,7 @@ async def test_a_hub_that_swallows_a_channel(broker_url: str, monkeypatch: pytes
         monkeypatch.setattr(site.worker.hub, "deliver", swallow)
         found = await site.explain()
         assert (found.verdict, found.findings[0].worker) == ("receives nothing", site.worker.members().own().id)
+        assert await verdict_of_command(broker_url) == found.verdict
 
 
 async def test_a_subscription_that_the_broker_lost(redis_broker: Broker) -> None:
@@ -142,6 +164,7 @@ async def test_a_subscription_that_the_broker_lost(redis_broker: Broker) -> None
         found = await site.explain()
         assert (found.verdict, found.findings[0].worker) == ("receives nothing", site.worker.members().own().id)
         assert "it arrived at" in found.text  # the other worker
+        assert await verdict_of_command(redis_broker.url) == found.verdict
         assert (await site.explain(client=None)).verdict == "receives nothing"
 
 
@@ -154,6 +177,7 @@ async def test_a_link_that_is_silent(redis_broker: Broker) -> None:
         found = await site.explain()
         assert (found.verdict, found.findings[0].worker, found.missing) == ("silent worker", worker.id, (worker.id,))
         assert str(worker.pid) in found.text
+        assert await verdict_of_command(redis_broker.url) == found.verdict
         proxy.heal()
 
 
@@ -166,6 +190,7 @@ async def test_a_join_that_authorize_refuses(redis_broker: Broker) -> None:
     async with deployment(redis_broker.url, authorize=refuse, channels=(CHANNEL, "other")) as site:
         found = await site.explain()
         assert (found.verdict, CHANNEL in found.text) == ("refused by authorize", True)
+        assert await verdict_of_command(redis_broker.url) == found.verdict
         assert (await site.explain("other")).is_whole
 
 
@@ -193,6 +218,7 @@ async def test_a_channel_that_the_broker_refuses(private_redis: StartRedis) -> N
     async with deployment(broker.url, channels=(CHANNEL, "other")) as site:
         found = await site.explain()
         assert (found.verdict, found.tested) == ("refused by the broker", False)
+        assert await verdict_of_command(broker.url) == found.verdict
         assert "secret" not in str(found.to_json())
 
 
@@ -201,6 +227,7 @@ async def test_another_channel(redis_broker: Broker) -> None:
     async with deployment(redis_broker.url, channels=("order:42",)) as site:
         found = await site.explain()
         assert (found.verdict, "'order:42'" in found.text) == ("wrong channel", True)
+        assert await verdict_of_command(redis_broker.url) == found.verdict
         assert (await site.explain(client=None)).verdict == "no subscribers"
 
 
@@ -209,6 +236,7 @@ async def test_another_prefix(redis_broker: Broker) -> None:
     async with deployment(f"{redis_broker.url}?prefix=shop:", f"{redis_broker.url}?prefix=shop2:") as site:
         found = await site.explain()
         assert (found.verdict, "prefix 'shop:'" in found.cure) == ("unknown client", True)
+        assert await verdict_of_command(f"{redis_broker.url}?prefix=shop:") == found.verdict
         assert (await site.serving.explain(channel=CHANNEL, client="ada")).is_whole
 
 
@@ -236,6 +264,46 @@ async def test_a_client_that_has_ended(redis_broker: Broker) -> None:
         assert "4003: banned" in found.text
 
 
+async def test_every_kind_of_client() -> None:
+    """A worker alone, in memory: handed-over WebSockets, event streams and SDK clients are known by their user."""
+    backplane = Backplane("memory://", cluster=True, settings=SETTINGS)
+    centrifugal = Centrifugal(backplane)
+
+    @centrifugal.on_connect
+    def accept(_connection: Connection, _request: ConnectRequest) -> Accepted:
+        return Accepted(user="sdk")
+
+    async def handed_over(websocket: WebSocket) -> None:
+        await backplane.hand_over(websocket, CHANNEL, client_key="handed over")
+
+    async def events(request: Request) -> Response:
+        return backplane.sse(request, CHANNEL, client_key="stream")
+
+    routes = [
+        WebSocketRoute("/handed-over", handed_over),
+        WebSocketRoute("/sdk", centrifugal.serve),
+        Route("/events", events),
+    ]
+    app = Starlette(routes=routes, lifespan=backplane.lifespan)
+    async with (
+        serving_in_loop(app, ws=DirectLaneProtocol) as server,
+        connect(f"{server.ws_url}/handed-over", proxy=None),
+        connect(f"{server.ws_url}/sdk", proxy=None) as sdk,
+        httpx.AsyncClient(timeout=WAIT_SECONDS, trust_env=False) as http,
+        http.stream("GET", f"{server.http_url}/events"),
+    ):
+        await sdk.send('{"id":1,"connect":{}}\n{"id":2,"subscribe":{"channel":"' + CHANNEL + '"}}')
+        replies = ""
+        while '"id":2' not in replies:
+            replies += str(await sdk.recv())
+        for user, kind in (("handed over", "connection"), ("stream", "event stream"), ("sdk", "connection")):
+            found = await backplane.explain(channel=CHANNEL, client=user)
+            assert (found.verdict, found.tested) == ("whole", True)
+            [client] = found.workers[0].clients
+            assert (client.user, client.kind) == (user, kind)
+        assert (await backplane.explain(channel="Orders:42", client="stream")).verdict == "wrong channel"
+
+
 async def test_questions_that_are_none(redis_broker: Broker) -> None:
     """A client is a name; more than five questions a second are answered by no worker, and without a wait."""
     async with Backplane(redis_broker.url, cluster=True, settings=SETTINGS) as backplane:
@@ -249,16 +317,6 @@ async def test_questions_that_are_none(redis_broker: Broker) -> None:
     quiet = Settings(worker_heartbeat_seconds=0.2, path_test=False)
     async with Backplane(redis_broker.url, cluster=True, settings=quiet) as backplane, backplane.subscribe(CHANNEL):
         assert (await backplane.explain(channel=CHANNEL)).not_tested == "Settings(path_test=False)"
-
-
-async def why(*arguments: str) -> tuple[int, str]:
-    """Run the command; return its status and what it prints."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "backplane", "why", *arguments, "--seconds", "1"), stdout=asyncio.subprocess.PIPE
-    )
-    async with asyncio.timeout(WAIT_SECONDS):
-        printed, _ = await process.communicate()
-    return process.returncode or 0, printed.decode()
 
 
 async def test_command(redis_broker: Broker) -> None:
