@@ -18,6 +18,7 @@ from backplane.fanout.codec import to_client_data
 from backplane.option_checks import check_number
 from backplane.presence_types import check_user
 from backplane.stats.queries import ChannelQuery, ConnectionQuery
+from backplane.worker.recent_events import MOST, ask_events
 from backplane.worker.witness import ask_why
 
 if TYPE_CHECKING:
@@ -178,6 +179,27 @@ class ClusterVerbs:
         check_number("timeout_seconds", timeout_seconds)
         query = ConnectionQuery(channel=channel, client=client, sort=sort, limit=limit, after=after)
         return await self._lifecycle.running().members().lists.connections(query, worker, timeout_seconds)
+
+    async def recent_events(self, *, limit: int = 100, timeout_seconds: float = 2.0) -> Answers:
+        """Ask all workers for their last notable events: gaps, slow clients, refusals, ends, changes of links, faults.
+
+        Each worker keeps 200 or 100 of each kind in memory, and answers with a list, the oldest first. An event is a
+        `dict` with `number`, `at` (seconds since the epoch, by the clock of the worker), `event`, `level`, `text` and
+        `fields`, as in [the log](../operations/logs.md). Names of channels and clients are in it as they are.
+
+        Args:
+            limit: Most events of one worker, at most 200. Defaults to 100.
+            timeout_seconds: How long to wait for answers. Defaults to 2.
+
+        Raises:
+            ConfigurationError: Without `cluster`, or an argument is not a number in its bounds.
+            BrokerError, NotStartedError, ClosedError, WrongLoopError: As in `survey`.
+        """
+        check_number("timeout_seconds", timeout_seconds)
+        check_number("limit", limit, whole=True)
+        if limit > MOST:
+            raise ConfigurationError(f"limit must be at most {MOST}, not {limit}")
+        return await ask_events(self._lifecycle.running().members(), limit, timeout_seconds)
 
     # --- one client ---
 

@@ -1,27 +1,30 @@
-"""The lists of channels and connections of all workers, one page at a time, as the live page asks for them."""
+"""The lists of channels, connections and events of all workers, as the live page asks for them."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import JSONResponse
 
 from backplane.errors import BackplaneError, ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from backplane.cluster_types import Worker
     from backplane.core import Backplane
 
 __all__ = ["Lists"]
 
+_MAX_EVENTS: Final = 100
+
 
 class Lists:
-    """The handlers of `GET api/channels` and `GET api/connections`.
+    """The handlers of `GET api/channels`, `GET api/connections` and `GET api/log`.
 
     Args:
         backplane: Which asks the workers.
@@ -51,6 +54,28 @@ class Lists:
             rows = (row if row.user is None else replace(row, user=str(mask(row.user))) for row in page.rows)
             page = replace(page, rows=tuple(rows))
         return JSONResponse(page.to_json())
+
+    async def events(self, _: Request) -> Response:
+        """Answer with the last notable events of all workers, the newest first."""
+        try:
+            answers = await self._backplane.recent_events(limit=_MAX_EVENTS)
+        except BackplaneError as error:
+            return _refused(error)
+        rows = [self._event(worker, event) for worker, found in answers.by_worker.items() for event in found]
+        rows.sort(key=lambda row: row["at"], reverse=True)
+        unanswered = {worker.id: "" for worker in answers.missing} | {
+            worker.id: reason for worker, reason in answers.errors.items()
+        }
+        asked = len(answers.by_worker) + len(unanswered)
+        about = {"asked": asked, "answered": len(answers.by_worker), "missing": list(unanswered)}
+        return JSONResponse({**about, "rows": rows})
+
+    def _event(self, worker: Worker, event: Mapping[str, Any]) -> dict[str, Any]:
+        text, user = str(event["text"]), event["fields"].get("client_key")
+        if self._mask is not None and user:
+            text = text.replace(str(user), str(self._mask(str(user))))
+        where = f"{worker.host or '?'}/{worker.pid}"
+        return {"worker": where, **{name: event[name] for name in ("number", "at", "event", "level")}, "text": text}
 
 
 def _options(request: Request, *names: str) -> dict[str, Any]:

@@ -98,6 +98,7 @@ class _Routes:
                 Route("/api/overview", self._overview),
                 Route("/api/channels", self._lists.channels),
                 Route("/api/connections", self._lists.connections),
+                Route("/api/log", self._lists.events),
                 Route("/api/explain", self._why.explain),
                 Route("/api/stream", self._stream),
                 Route("/api/tail", self._allowed("tail", self._tail)),

@@ -20,7 +20,7 @@ class Question:
 
     Attributes:
         channel: The channel.
-        client: The id of a connection, event stream or subscription, the first digits of one (four or more), or a user
+        client: The id of a connection or event stream, the first digits of one (four or more), or a user
             or `client_key`. `None`: any client.
         test: The id of a path test that was published on the channel, as hex digits; empty where there is none.
     """
@@ -37,8 +37,8 @@ class ClientEvidence:
     Attributes:
         id: Its random name.
         user: Its user or `client_key`, where there is one.
-        kind: `connection`, `event stream` or `subscription`.
-        transport: `lane`, `handed over`, `asgi`, or nothing for a subscription.
+        kind: `connection` or `event stream`.
+        transport: `lane`, `handed over`, `asgi`, or nothing for an event stream.
         state: Where it is between its handshake and its end.
         joined: It has joined the channel.
         channels: How many channels it has joined.

@@ -51,6 +51,8 @@ from backplane.worker.clients import ClientRegistry
 from backplane.worker.cluster import Cluster
 from backplane.worker.health import Health
 from backplane.worker.publish_outcome import count_failed_publish
+from backplane.worker.recent_events import KIND as EVENTS
+from backplane.worker.recent_events import answer_with
 from backplane.worker.shutdown import stagger_window
 from backplane.worker.stats import RuntimeStats
 from backplane.worker.witness import KIND as WHY
@@ -252,6 +254,7 @@ class Runtime:
                 url=str(broadcaster.url),
             )
             self.cluster.add_question(WHY, make_witness(self))
+            self.cluster.add_question(EVENTS, answer_with(self.journal))
             self.clients.index = self.cluster.clients
 
     async def start(self) -> None:

@@ -57,3 +57,17 @@ async def test_lists_without_a_cluster_or_a_start() -> None:
         assert (response.status_code, "cluster=True" in response.json()["detail"]) == (400, True)
     async with browsing(Backplane("memory://", cluster=True)) as client:
         assert (await client.get("api/connections")).status_code == 503
+
+
+async def test_events() -> None:
+    """The last notable events of the workers, the newest first, with what is shown of a user."""
+    async with Backplane("memory://", cluster=True) as backplane, browsing(backplane, mask=masked) as client:
+        async with backplane.connect(Client().websocket, "a", client_key="adele"):
+            pass
+        found = (await client.get("api/log")).json()
+        assert (found["asked"], found["answered"], found["missing"]) == (1, 1, [])
+        assert "client.ended" in [row["event"] for row in found["rows"]]
+        assert "adele" not in str(found)
+        assert [row["at"] for row in found["rows"]] == sorted((row["at"] for row in found["rows"]), reverse=True)
+    async with Backplane("memory://") as backplane, browsing(backplane) as client:
+        assert (await client.get("api/log")).status_code == 400

@@ -98,6 +98,7 @@ USES: dict[type, dict[str, Callable[[World], Any]]] = {
         "list_channels": lambda world: world.backplane.list_channels(),
         "list_connections": lambda world: world.backplane.list_connections(),
         "workers": lambda world: world.backplane.workers(),
+        "recent_events": lambda world: world.backplane.recent_events(),
         "explain": lambda world: world.backplane.explain(channel="a"),
         "survey": lambda world: world.backplane.survey("load"),
         "disconnect": lambda world: world.backplane.disconnect(user="u"),
