@@ -67,8 +67,8 @@ def _masked(found: Explanation, mask: Callable[[str], str]) -> Explanation:
 
 
 def _users(worker: WorkerEvidence) -> set[str]:
-    named = {client.user for client in (*worker.clients, *worker.ended) if client.user is not None}
-    return {*named, *worker.near_clients}
+    named = [client.user for client in worker.clients] + [client.user for client in worker.ended]
+    return {*filter(None, named), *worker.near_clients}
 
 
 def _masked_evidence(worker: WorkerEvidence, shown: dict[str, str]) -> WorkerEvidence:
