@@ -72,7 +72,7 @@ async def test_one_denied_channel_of_a_thousand_and_a_killed_client(private_redi
     broker = private_redis(RedisConfig(users=users, login="alice:secret"))
     root: Any = Redis
     async with (
-        watched_loop(),
+        watched_loop("channel.refused"),
         asyncio.timeout(30),
         root.from_url(broker.url.replace("alice:secret@", "")) as observer,
         Backplane(broker.url, settings=QUICK) as backplane,
