@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """One event loop is enough: what is tested does not depend on it."""
+    return "asyncio", {"use_uvloop": True}
+
+
 HOST = ("files", "workers_loop")
 """Checks that depend on where the tests run."""
 

@@ -39,6 +39,13 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """One event loop is enough: what is tested does not depend on it."""
+    return "asyncio", {"use_uvloop": True}
+
+
 WAIT_SECONDS = 30
 SETTINGS = Settings(
     worker_heartbeat_seconds=0.2, worker_down_seconds=60, probe_interval_seconds=60, publish_timeout_seconds=20

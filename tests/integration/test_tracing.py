@@ -36,6 +36,13 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """One event loop is enough: what is tested does not depend on it."""
+    return "asyncio", {"use_uvloop": True}
+
+
 WAIT_SECONDS = 30.0
 WAYS = {"lane": DirectLaneProtocol, "plain": WebSocketsSansIOProtocol}
 EXCLUDED: Any = ["receive", "send"]
