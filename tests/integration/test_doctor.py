@@ -32,8 +32,8 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
     return "asyncio", {"use_uvloop": True}
 
 
-HOST = ("files", "workers_loop")
-"""Checks that depend on where the tests run."""
+HOST = ("files", "workers_loop", "send_spans")
+"""Checks that depend on where the tests run, and on what else this process has imported."""
 
 SETTINGS = Settings(worker_heartbeat_seconds=0.3)
 

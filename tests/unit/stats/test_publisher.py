@@ -120,7 +120,7 @@ async def test_however_many_watch_it_sends_once(monkeypatch: pytest.MonkeyPatch)
 
 async def test_without_a_link_nothing_is_queued(monkeypatch: pytest.MonkeyPatch) -> None:
     """Snapshots of an outage would only wait for its end."""
-    monkeypatch.setattr(module, "INTERVAL_SECONDS", 0.001)
+    monkeypatch.setattr(module, "INTERVAL_SECONDS", 0.01)
     async with worlds() as world:
         world.state = "degraded"
         await world.watched(60)
