@@ -42,6 +42,8 @@ class Peer:
         """For each channel messages and gaps in the order of arrival."""
         seen: dict[str, list[Event]] = {channel: [] for channel in CHANNELS}
         for line in self._lines()[1:]:
+            if not line.startswith("["):  # of its log
+                continue
             channel, *message = json.loads(line)
             seen[channel].append((message[0], message[1]) if message else GAP)
         return seen
