@@ -30,7 +30,6 @@ class Case:
         missing: The workers that did not answer.
         errors: The workers whose answer is of no use, and why.
         not_tested: Why no path test was published; empty where one was.
-        is_complete: All workers are known: one that appears later was not there.
     """
 
     question: Question
@@ -38,7 +37,6 @@ class Case:
     missing: tuple[Worker, ...] = ()
     errors: tuple[tuple[Worker, str], ...] = ()
     not_tested: str = ""
-    is_complete: bool = True
 
     @property
     def channel(self) -> str:

@@ -149,10 +149,6 @@ class Hub:
         """Return every channel with the number of its local subscribers, the reserved ones included."""
         return [(channel, len(subscribers)) for channel, subscribers in self._subscribers.items()]
 
-    def count_subscribers(self, channel: str) -> int:
-        """Return how many local subscribers a channel has."""
-        return len(self._subscribers.get(channel, ()))
-
     @property
     def delivered(self) -> int:
         """Messages that were received for subscribers here, once each, where `traffic` counts them."""

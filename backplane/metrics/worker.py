@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from backplane.metrics import process
 from backplane.metrics.metric import Metric
 from backplane.metrics.reading import histogram, one
+from backplane.worker import process
 
 __all__ = ["WORKER"]
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from dataclasses import asdict
 from hashlib import sha256
 from heapq import nlargest
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from backplane.channels import RESERVED_PREFIX
 from backplane.fanout.traffic import LAG_SECONDS
 from backplane.stats.snapshot import ChannelFigures, WorkerSnapshot
+from backplane.worker.process import resident_bytes
 
 if TYPE_CHECKING:
     from backplane.worker.runtime import Runtime
@@ -22,8 +21,6 @@ __all__ = ["MAX_CHANNELS", "shared_settings", "take_snapshot"]
 
 MAX_CHANNELS: Final = 20
 """How many channels a snapshot has."""
-
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 def take_snapshot(runtime: Runtime, interval_seconds: float) -> WorkerSnapshot:
@@ -49,7 +46,7 @@ def take_snapshot(runtime: Runtime, interval_seconds: float) -> WorkerSnapshot:
         lag_bounds=LAG_SECONDS,
         lag_counts=tuple(map(sum, zip(*(histogram.counts for histogram in lags), strict=True))),
         cpu_seconds=time.process_time(),
-        resident_bytes=_resident_bytes(),
+        resident_bytes=resident_bytes(),
         channels=tuple(_top_channels(runtime)),
     )
 
@@ -79,10 +76,3 @@ def _top_channels(runtime: Runtime) -> list[ChannelFigures]:
 def _channel(name: str, subscribers: int, counts: list[int] | None) -> ChannelFigures:
     messages, size_bytes = counts or (0, 0)
     return ChannelFigures(name=name, subscribers=subscribers, messages=messages, size_bytes=size_bytes)
-
-
-def _resident_bytes() -> int | None:
-    try:
-        return int(Path("/proc/self/statm").read_bytes().split()[1]) * _PAGE_BYTES
-    except OSError:  # not Linux
-        return None

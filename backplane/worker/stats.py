@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import platform
 import resource
 import sys
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from backplane.channels import RESERVED_PREFIX
 from backplane.connection.driver import ConnectionDriver
+from backplane.worker.process import open_fds
 from backplane.worker.snapshot import shared_settings, take_snapshot
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class RuntimeStats:
             "settings": shared_settings(runtime),
             "python": platform.python_version(),
             "loop": type(runtime.affinity.loop).__module__.partition(".")[0],
-            "open_files": _open_files(),
+            "open_files": open_fds(),
             "max_files": soft,
             "max_connections": runtime.settings.max_connections,
             "asgi_instrumentation": _ASGI_INSTRUMENTATION in sys.modules,
@@ -144,13 +144,6 @@ class RuntimeStats:
             "dropped": client.outbox.dropped,
             "received_seconds_ago": received,
         }
-
-
-def _open_files() -> int | None:
-    try:
-        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208  # thousands of names, without a `Path` for each
-    except OSError:  # not Linux
-        return None
 
 
 def _by_name(channel: tuple[str, int]) -> str:

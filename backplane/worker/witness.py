@@ -115,7 +115,7 @@ async def _evidence(runtime: Runtime, question: Question, seconds: float) -> Wor
     now, worker, health = runtime.affinity.loop.time(), runtime.members().own(), runtime.health()
     is_meant = _matcher(question.client)
     clients = [] if question.client is None else _clients(runtime, question, is_meant, now)
-    subscribers = hub.count_subscribers(channel)
+    subscribers = hub.audience(channel)
     others = (each for each in runtime.members().workers() if each.is_alive and each != worker)
     return WorkerEvidence(
         worker=worker.id,

@@ -1,4 +1,4 @@
-"""`backplane.metrics.process`: what the kernel reports of this process."""
+"""`backplane.worker.process`: what the kernel reports of this process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from backplane.metrics import process
+from backplane.worker import process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
