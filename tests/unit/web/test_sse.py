@@ -35,6 +35,7 @@ from backplane import Client as Asked
 from backplane.adapters.memory import MemoryBroadcaster
 from backplane.connection.limits import Limits
 from backplane.message import Gap, Position
+from backplane.web import sse
 from tests.server_in_loop import serving_in_loop
 from tests.unit.doubles import Gate, until_idle
 from tests.unit.keeping_hub import KeepingHub
@@ -1036,8 +1037,9 @@ async def test_position_that_is_not_known() -> None:
         assert client.text.split("\n\n")[2].startswith("id: -\nevent: gap")
 
 
-async def test_slow_client_resumes() -> None:
+async def test_slow_client_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stream of a slow client ends; with its last id it gets the rest, nothing lost and nothing twice."""
+    monkeypatch.setattr(sse, "_END_SECONDS", WAIT_SECONDS)  # it is not cut before it reads again
     async with keeping() as (backplane, hub):
         client = Client()
         async with streaming(client, stream_of(backplane, "kept", max_messages=3)):
