@@ -85,11 +85,30 @@ def _running(*options: str, workers: int = 4) -> Generator[Demo]:
             process.stdout.read()
 
 
-@pytest.fixture
-def demo() -> Iterator[Demo]:
+@pytest.fixture(scope="module")
+def shared_demo() -> Iterator[Demo]:
     """The demo on two workers joined by `ipc://`: as many as the tests distinguish."""
     with _running(workers=2) as running:
         yield running
+
+
+@pytest.fixture
+def demo(request: pytest.FixtureRequest) -> Iterator[Demo]:
+    """The demo that the tests share, each with a room of its own, or one for a test that kills its processes."""
+    if getattr(request, "param", "shared") == "shared":
+        yield request.getfixturevalue("shared_demo")
+    else:
+        with _running(workers=2) as running:
+            yield running
+
+
+kills = pytest.mark.parametrize("demo", ["own"], indirect=True)
+
+
+@pytest.fixture
+def room(request: pytest.FixtureRequest) -> str:
+    """A room that only this test uses."""
+    return str(request.node.originalname)[-40:]
 
 
 def _read_panel(process: subprocess.Popen[str]) -> str:
@@ -109,7 +128,7 @@ def console_errors() -> list[str]:
 
 
 @pytest.fixture
-def open_page(browser: Browser, demo: Demo, console_errors: list[str]) -> Callable[[], Page]:
+def open_page(browser: Browser, demo: Demo, room: str, console_errors: list[str]) -> Callable[[], Page]:
     """Open the demo in a window of its own, and return when it is live."""
 
     def note_error(message: ConsoleMessage) -> None:
@@ -125,7 +144,7 @@ def open_page(browser: Browser, demo: Demo, console_errors: list[str]) -> Callab
         page.on("console", note_error)
         page.on("pageerror", lambda error: console_errors.append(str(error)))
         page.clock.install()
-        page.goto(demo.address)
+        page.goto(f"{demo.address}#{room}")
         _expect_live(page)
         return page
 
@@ -184,6 +203,7 @@ def test_two_workers_share_a_room(pages: tuple[Page, Page], console_errors: list
     assert console_errors == []
 
 
+@kills
 def test_page_gets_what_it_missed_when_its_worker_is_killed(pages: tuple[Page, Page]) -> None:
     """A page whose worker was killed comes back on another one, and shows what was sent meanwhile, and how much."""
     first, second = pages
@@ -208,6 +228,7 @@ def test_page_gets_what_it_missed_when_its_worker_is_killed(pages: tuple[Page, P
     assert first.locator(".log .message .text").all_inner_texts() == ["before", *texts, "after"]
 
 
+@kills
 def test_own_message_whose_worker_is_killed_is_shown_once(pages: tuple[Page, Page]) -> None:
     """A message that was published, though its worker was killed before its page was notified, is shown once."""
     first, second = pages
@@ -299,7 +320,8 @@ def test_typing_is_shown_until_it_ends(pages: tuple[Page, Page]) -> None:
     expect(first.get_by_text("is typing…")).to_be_hidden(timeout=15_000)
 
 
-def test_people_of_a_killed_worker_leave_unless_they_come_back(pages: tuple[Page, Page], demo: Demo) -> None:
+@kills
+def test_people_of_a_killed_worker_leave_unless_they_come_back(pages: tuple[Page, Page], demo: Demo, room: str) -> None:
     """Of the users of a killed worker those leave that do not come back; a page that does has never left."""
     first, second = pages
     killed = _served_by(first)
@@ -313,7 +335,7 @@ def test_people_of_a_killed_worker_leave_unless_they_come_back(pages: tuple[Page
         workers: dict[str, int] = {}
         while killed not in workers.values():
             name = f"guest-{len(workers)}"
-            workers[name] = receive(stack.enter_context(demo.websocket("lobby", name)))["worker"]
+            workers[name] = receive(stack.enter_context(demo.websocket(room, name)))["worker"]
         gone = next(name for name, worker in workers.items() if worker == killed)
         expect(_person(second, gone).locator(".badge")).to_have_text(str(killed))
 
@@ -325,15 +347,15 @@ def test_people_of_a_killed_worker_leave_unless_they_come_back(pages: tuple[Page
     expect(_person(second, _name(first)).locator(".badge")).to_have_text(str(_served_by(first)))
 
 
-def test_hostile_names_are_shown_as_text(open_page: Callable[[], Page], demo: Demo) -> None:
+def test_hostile_names_are_shown_as_text(open_page: Callable[[], Page], demo: Demo, room: str) -> None:
     """Markup in a name, and the names of an object's own members, are shown as text; control characters are refused."""
     page = open_page()
     for name in ("<img src=x onerror=alert(1)>", "__proto__", "constructor", "x" * 32, "😀" * 32):
-        with demo.websocket("lobby", quote(name)):
+        with demo.websocket(room, quote(name)):
             expect(_person(page, name)).to_have_count(1)
     assert page.locator("img").count() == 0
     for name in ("x" * 33, "a%00b", "%1b", "%20"):
-        with pytest.raises(InvalidStatus), demo.websocket("lobby", name):
+        with pytest.raises(InvalidStatus), demo.websocket(room, name):
             pass
 
 
@@ -379,13 +401,13 @@ def test_malformed_input_is_answered_and_the_connection_stays(demo: Demo) -> Non
             assert message["worker"] in demo.workers
 
 
-def test_post_reaches_the_clients_of_the_room(demo: Demo) -> None:
+def test_post_reaches_the_clients_of_the_room(demo: Demo, room: str) -> None:
     """What is posted to a room by HTTP is received by its clients."""
-    with demo.websocket("lobby", "Ada") as client:
+    with demo.websocket(room, "Ada") as client:
         receive(client)  # welcome
         receive(client)  # Ada joined
         body = json.dumps({"name": "cron", "text": "deployed"}).encode()
-        request = Request(f"{demo.address}/rooms/lobby", body, {"Content-Type": "application/json"})
+        request = Request(f"{demo.address}/rooms/{room}", body, {"Content-Type": "application/json"})
         with urlopen(request) as response:
             assert response.status == 202
 
@@ -393,24 +415,25 @@ def test_post_reaches_the_clients_of_the_room(demo: Demo) -> None:
         assert (message["author"], message["text"]) == ("cron", "deployed")
 
 
-def test_joins_and_leaves_are_announced_across_workers(demo: Demo) -> None:
+def test_joins_and_leaves_are_announced_across_workers(demo: Demo, room: str) -> None:
     """A client of a room is notified of clients that join and leave it."""
-    with demo.websocket("lobby", "Ada") as ada:
+    with demo.websocket(room, "Ada") as ada:
         receive(ada)  # welcome
         receive(ada)  # Ada joined
-        with demo.websocket("lobby", "Grace"):
+        with demo.websocket(room, "Grace"):
             assert receive(ada)["text"] == "Grace joined"
         assert receive(ada)["text"] == "Grace left"
 
 
+@kills
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_ends_every_process(demo: Demo, ending: signal.Signals) -> None:
+def test_ctrl_c_ends_every_process(demo: Demo, room: str, ending: signal.Signals) -> None:
     """Ctrl-C or SIGTERM closes the client orderly and ends with status 0, no traceback and no process left."""
     children = psutil.Process(demo.process.pid).children(recursive=True)
     assert {child.pid for child in children} >= set(demo.workers)
     assert demo.process.stdout is not None
 
-    with demo.websocket("lobby", "Ada") as client:
+    with demo.websocket(room, "Ada") as client:
         client.recv()
         demo.process.send_signal(ending)
         with pytest.raises(ConnectionClosedError) as closed:
