@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import logging
-from itertools import islice
-from typing import TYPE_CHECKING, ClassVar, Final, Protocol
+from time import time
+from typing import TYPE_CHECKING, Final, Protocol
 
 from backplane.journal.events import DELIVERY_FAILED
 from backplane.journal.place import place_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from backplane.fanout.batch import Batch
+    from backplane.fanout.channel_subscribers import ChannelSubscribers
     from backplane.fanout.traffic import Traffic
     from backplane.journal.journal import Journal
     from backplane.message import Gap, Joined
     from backplane.message_tracing import DeliverySpan
 
-__all__ = ["Delivery", "GapDelivery", "LocalDelivery", "Subscriber", "TracedDelivery"]
+__all__ = ["Delivery", "GapDelivery", "LocalDelivery", "Subscriber"]
 
 logger: Final = logging.getLogger("backplane.fanout.delivery")
 
@@ -66,7 +67,7 @@ class _Slices:
         began_at: When its first slice was done, by the event loop's clock, where that was not the only one.
     """
 
-    __slots__ = ("_journal", "_remaining", "_subscribers", "began_at", "channel")
+    __slots__ = ("_journal", "_place", "_recipients", "_subscribers", "began_at", "channel")
 
     def __init__(
         self,
@@ -79,7 +80,14 @@ class _Slices:
         self.began_at: float | None = None
         self._journal = journal
         self._subscribers = subscribers
-        self._remaining: Iterator[Subscriber] = iter(tuple(recipients))
+        self._recipients = tuple(recipients)
+        self._place = 0
+
+    def _next(self, count: int | None) -> tuple[Subscriber, ...]:
+        """Return the next `count` recipients, or all that are left with `None`."""
+        begin = self._place
+        self._place = len(self._recipients) if count is None else begin + count
+        return self._recipients[begin : self._place]
 
 
 class Delivery(_Slices):
@@ -92,15 +100,15 @@ class Delivery(_Slices):
         journal: How a subscriber that raises is logged.
         recipients: Those of them that get it. Defaults to all.
         missed: The messages are given back after a loss.
-        traffic: Where it is counted. Defaults to nowhere.
+        traffic: Where it is counted, once all have it. Defaults to nowhere.
+        received: Where the messages are counted as received, if they are: neither given back nor made here.
 
     Attributes:
         channel, began_at: By which the hub orders deliveries, and measures one.
+        span: Ends when all have it; `None` where it is not traced.
     """
 
-    __slots__ = ("_batch", "_is_first", "_missed", "_traffic")
-
-    _is_received: ClassVar[bool] = True
+    __slots__ = ("_batch", "_missed", "_offered", "_received", "_received_at", "_traffic", "span")
 
     def __init__(
         self,
@@ -112,19 +120,22 @@ class Delivery(_Slices):
         recipients: Iterable[Subscriber] | None = None,
         missed: bool = False,
         traffic: Traffic | None = None,
+        received: ChannelSubscribers | None = None,
     ) -> None:
         super().__init__(channel, subscribers, journal, subscribers if recipients is None else recipients)
+        self.span: DeliverySpan | None = None
         self._missed = missed
         self._batch = batch
         self._traffic = traffic
-        self._is_first = True
+        self._received = received
+        self._offered = 0
+        self._received_at: float | None = None  # where it takes more than one slice
 
     def run(self, count: int | None) -> bool:
         """Offer the batch to the next `count` subscribers, or to all with `None`; return whether none is left."""
         batch, subscribers = self._batch, self._subscribers
-        taken = left = 0
-        for subscriber in islice(self._remaining, count):
-            taken += 1
+        recipients, left = self._next(count), 0
+        for subscriber in recipients:
             if subscriber in subscribers:
                 try:
                     if self._missed:
@@ -135,14 +146,19 @@ class Delivery(_Slices):
                     _log_failure(self._journal, self.channel, error)
             else:
                 left += 1
-        is_done = count is None or taken < count
+        self._offered += len(recipients) - left
+        if self._place < len(self._recipients):
+            if self._received_at is None and self._traffic is not None:
+                self._received_at = time()
+            return False
         if (traffic := self._traffic) is not None:
-            if self._is_received and not self._missed:
-                traffic.count_slice(batch, taken - left, self._is_first, is_done)
+            if (received := self._received) is not None:
+                traffic.count_received(received, batch, self._offered, self._received_at)
             else:
-                traffic.count_offered(batch, taken - left)
-            self._is_first = False
-        return is_done
+                traffic.count_offered(batch, self._offered)
+        if self.span is not None:
+            self.span.end()
+        return True
 
 
 class LocalDelivery(Delivery):
@@ -159,8 +175,6 @@ class LocalDelivery(Delivery):
     """
 
     __slots__ = ("_done",)
-
-    _is_received = False
 
     def __init__(
         self,
@@ -180,33 +194,6 @@ class LocalDelivery(Delivery):
         is_done = super().run(count)
         if is_done:
             self._done()
-        return is_done
-
-
-class TracedDelivery:
-    """A delivery of a batch that holds a sampled message: its span ends with the last subscriber.
-
-    Args:
-        delivery: The delivery.
-        span: Its span.
-
-    Attributes:
-        channel, began_at: As of `Delivery`.
-    """
-
-    __slots__ = ("_delivery", "_span", "began_at", "channel")
-
-    def __init__(self, delivery: Delivery, span: DeliverySpan) -> None:
-        self.channel: str = delivery.channel
-        self.began_at: float | None = None
-        self._delivery = delivery
-        self._span = span
-
-    def run(self, count: int | None) -> bool:
-        """Offer the batch, as `Delivery.run`."""
-        is_done = self._delivery.run(count)
-        if is_done:
-            self._span.end()
         return is_done
 
 
@@ -239,15 +226,13 @@ class GapDelivery(_Slices):
 
     def run(self, count: int | None) -> bool:
         """Notify the next `count` subscribers, or all with `None`; return whether none is left."""
-        notified = 0
-        for subscriber in islice(self._remaining, count):
-            notified += 1
+        for subscriber in self._next(count):
             if subscriber in self._subscribers:
                 try:
                     subscriber.gap(self._gap)
                 except Exception as error:  # gap() must not raise; if it does, the others are still notified
                     _log_failure(self._journal, self.channel, error)
-        return count is None or notified < count
+        return self._place >= len(self._recipients)
 
 
 def _log_failure(journal: Journal, channel: str, error: Exception) -> None:

@@ -17,8 +17,9 @@ from backplane.channels import RESERVED_PREFIX
 from backplane.concurrency.affinity import LoopAffinity
 from backplane.errors import SubscribeError
 from backplane.fanout.batch import Batch
+from backplane.fanout.channel_subscribers import ChannelSubscribers
 from backplane.fanout.codec import decode, reason_of_drop
-from backplane.fanout.delivery import Delivery, GapDelivery, LocalDelivery, TracedDelivery
+from backplane.fanout.delivery import Delivery, GapDelivery, LocalDelivery
 from backplane.fanout.gaps import GapReporter
 from backplane.header import path_test_id
 from backplane.journal.events import (
@@ -32,7 +33,7 @@ from backplane.journal.journal import Journal
 from backplane.message import Gap, Joined
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from backplane.fanout.broker_subscriptions import BrokerSubscriptions
     from backplane.fanout.delivery import Subscriber
@@ -102,12 +103,11 @@ class Hub:
         self._slice_size = slice_size
         self._pass_seconds = pass_seconds
         self._most_rest_seconds = most_rest_seconds
-        # By subscriber, how many of its joins are complete or in progress: one that fails must not undo another.
-        self._subscribers: dict[str, dict[Subscriber, int]] = {}
+        self._subscribers: dict[str, ChannelSubscribers] = {}
         self._collected: dict[str, Batch] = {}
         self._collected_count = 0
         self._collected_bytes = 0
-        self._deliveries: deque[Delivery | GapDelivery | TracedDelivery] = deque()
+        self._deliveries: deque[Delivery | GapDelivery] = deque()
         self._resting: dict[str, asyncio.TimerHandle] = {}
         self._flush_handle: asyncio.Handle | None = None
         self._revocations = 0
@@ -137,17 +137,16 @@ class Hub:
         return None
 
     @property
-    def channels(self) -> Collection[str]:
-        """The channels with at least one local subscriber."""
-        return self._subscribers.keys()
+    def channels(self) -> Mapping[str, ChannelSubscribers]:
+        """The channels with at least one local subscriber, each with these, and what was received on it for them.
+
+        The reserved channels are among them, but nothing is counted of those.
+        """
+        return self._subscribers
 
     def audience(self, channel: str) -> int:
         """Return how many local subscribers `channel` has."""
         return len(self._subscribers.get(channel, ()))
-
-    def audiences(self) -> list[tuple[str, int]]:
-        """Return every channel with the number of its local subscribers, the reserved ones included."""
-        return [(channel, len(subscribers)) for channel, subscribers in self._subscribers.items()]
 
     @property
     def delivered(self) -> int:
@@ -207,7 +206,9 @@ class Hub:
         while True:
             # The subscriber is added before the broker is asked: a message can arrive between the broker's
             # confirmation and the moment at which this task runs again, and it must be delivered.
-            joins = self._subscribers.setdefault(channel, {})
+            joins = self._subscribers.get(channel)
+            if joins is None:
+                joins = self._subscribers[channel] = ChannelSubscribers()
             joins[subscriber] = joins.get(subscriber, 0) + 1
             try:
                 await self._broker_subscriptions.acquire(channel)
@@ -312,8 +313,8 @@ class Hub:
 
     def _undo_join(self, channel: str, subscriber: Subscriber) -> None:
         """Undo one join; the subscriber leaves the channel when that was its only one."""
-        joins = self._subscribers.get(channel, {})
-        if joins.get(subscriber, 0) > 1:
+        joins = self._subscribers.get(channel)
+        if joins is not None and joins.get(subscriber, 0) > 1:
             joins[subscriber] -= 1
         else:
             self.leave(channel, subscriber)
@@ -340,18 +341,17 @@ class Hub:
         self._flush_channels((channel,))
         if self.traffic is not None:
             self.traffic.count_given_back(batch)
-        subscribers = self._subscribers.get(channel, {})
+        subscribers: Mapping[Subscriber, int] = self._subscribers.get(channel, {})
         delivery = Delivery(channel, batch, subscribers, self._journal, missed=True, traffic=self.traffic)
-        self._start_delivery(delivery if self.tracer is None else self._traced(self.tracer, delivery, batch))
+        if self.tracer is not None:
+            self._trace(self.tracer, delivery, batch, len(subscribers))
+        self._start_delivery(delivery)
 
-    def _traced(self, tracer: MessageTracer, delivery: Delivery, batch: Batch) -> Delivery | TracedDelivery:
-        """Return a delivery with its span, if it has one."""
-        channel = delivery.channel
-        subscribers = len(self._subscribers.get(channel, ()))
-        span = tracer.deliver(channel, batch, received_ns=batch.received_ns, subscribers=subscribers)
-        return delivery if span is None else TracedDelivery(delivery, span)
+    def _trace(self, tracer: MessageTracer, delivery: Delivery, batch: Batch, subscribers: int) -> None:
+        """Give a delivery its span, if it has one."""
+        delivery.span = tracer.deliver(delivery.channel, batch, received_ns=batch.received_ns, subscribers=subscribers)
 
-    def _start_delivery(self, delivery: Delivery | GapDelivery | TracedDelivery) -> None:
+    def _start_delivery(self, delivery: Delivery | GapDelivery) -> None:
         self._deliveries.append(delivery)
         if self._flush_handle is None:
             self._flush_handle = asyncio.get_running_loop().call_soon(self._flush_in_slices)
@@ -449,10 +449,14 @@ class Hub:
         for channel, batch in collected.items():
             self._collected_count -= len(batch)
             self._collected_bytes -= batch.size_bytes
+            subscribers = self._subscribers.get(channel)
+            if subscribers is None:  # the last one has left meanwhile
+                continue
             traffic = None if channel.startswith(RESERVED_PREFIX) else self.traffic
-            subscribers = self._subscribers.get(channel, {})
-            delivery = Delivery(channel, batch, subscribers, self._journal, traffic=traffic)
-            self._deliveries.append(delivery if self.tracer is None else self._traced(self.tracer, delivery, batch))
+            delivery = Delivery(channel, batch, subscribers, self._journal, traffic=traffic, received=subscribers)
+            if self.tracer is not None:
+                self._trace(self.tracer, delivery, batch, len(subscribers))
+            self._deliveries.append(delivery)
 
     def _drop(self, channel: str, payload: bytes) -> None:
         """Take a payload that is no message: report a path test, and count any other."""

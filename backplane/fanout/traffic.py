@@ -14,6 +14,7 @@ from backplane.histogram import Histogram
 
 if TYPE_CHECKING:
     from backplane.fanout.batch import Batch
+    from backplane.fanout.channel_subscribers import ChannelSubscribers
 
 __all__ = ["LAG_SECONDS", "Traffic"]
 
@@ -22,9 +23,6 @@ LAG_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1
 
 # A clock that is ahead by less than this counts as exact: two clocks of one machine differ by some microseconds.
 _EXACT_SECONDS: Final = 0.001
-
-# So many channels are counted one by one.
-_MAX_CHANNELS: Final = 20_000
 
 
 class Traffic:
@@ -47,8 +45,6 @@ class Traffic:
             offers (users of presence). A subscriber that a message excludes counts too.
         offered_bytes: Their size.
         clock_ahead: Batches whose publisher's clock is ahead of the one of this worker: their lag counts as 0.
-        of_channels: By channel, its messages and their size since this was set to an empty `dict`; `None` while no
-            process watches, and then nothing is counted by channel.
         received_self: From `publish` in this worker until the first subscribers here (200 at most) were offered the
             batch, in seconds: what the broker takes, and what this worker has before it.
         received_other: The same of what other workers publish.
@@ -60,7 +56,6 @@ class Traffic:
     __slots__ = (
         "_origin",
         "clock_ahead",
-        "of_channels",
         "offered",
         "offered_bytes",
         "received",
@@ -78,42 +73,52 @@ class Traffic:
         self.offered: int = 0
         self.offered_bytes: int = 0
         self.clock_ahead: int = 0
-        self.of_channels: dict[str, list[int]] | None = None
         self.received_self: Histogram = Histogram(*LAG_SECONDS)
         self.received_other: Histogram = Histogram(*LAG_SECONDS)
         self.written_self: Histogram = Histogram(*LAG_SECONDS)
         self.written_other: Histogram = Histogram(*LAG_SECONDS)
 
-    def count_slice(self, batch: Batch, subscribers: int, is_first: bool, is_last: bool, /) -> None:
-        """Count a batch that a slice of its subscribers was offered, so many of them; most have one slice alone.
+    def count_received(
+        self, subscribers: ChannelSubscribers, batch: Batch, offered: int, received_at: float | None, /
+    ) -> None:
+        """Count a batch that was received, once its last subscriber was offered it.
 
-        One call and one reading of the clock for such a batch, as it is on the way of every message.
+        It is one call for a batch, as it is on the way of every message.
+
+        Args:
+            subscribers: Those of the channel.
+            batch: The messages.
+            offered: How many of the subscribers were offered it.
+            received_at: When the first of them were, in seconds since the epoch; `None` where all were at once.
         """
+        now = time()
         messages, size = len(batch), batch.size_bytes
-        self.offered += messages * subscribers
-        self.offered_bytes += size * subscribers
-        if is_first:
-            self.received += messages
-            self.received_bytes += size
-            if self.of_channels is not None:
-                self._count_channel(self.of_channels, batch)
+        subscribers.messages += messages
+        subscribers.size_bytes += size
+        subscribers.last_received_at = now
+        self.received += messages
+        self.received_bytes += size
+        self.offered += messages * offered
+        self.offered_bytes += size * offered
         first = batch[0]
-        if first.published_at is None or not (is_first or is_last):
+        published_at = first.published_at
+        if published_at is None:
             return
-        lag = time() - first.published_at
-        if lag < 0.0:
-            self.clock_ahead += is_first and lag < -_EXACT_SECONDS
-            lag = 0.0
         is_own = first.origin == self._origin
+        received = self.received_self if is_own else self.received_other
+        written = self.written_self if is_own else self.written_other
+        lag = now - published_at
+        if lag < 0.0:
+            self.clock_ahead += lag < -_EXACT_SECONDS
+            lag = 0.0
         place = bisect_left(LAG_SECONDS, lag)
-        if is_first:
-            received = self.received_self if is_own else self.received_other
-            received.counts[place] += 1
-            received.total += lag
-        if is_last:
-            written = self.written_self if is_own else self.written_other
-            written.counts[place] += 1
-            written.total += lag
+        written.counts[place] += 1
+        written.total += lag
+        if received_at is not None:
+            lag = max(0.0, received_at - published_at)
+            place = bisect_left(LAG_SECONDS, lag)
+        received.counts[place] += 1
+        received.total += lag
 
     def count_given_back(self, batch: Batch) -> None:
         """Count a batch that the broker has given back after a loss; its lag would be that of the loss."""
@@ -124,13 +129,3 @@ class Traffic:
         """Count a batch of another kind that was offered to so many subscribers: given back, or made here."""
         self.offered += len(batch) * subscribers
         self.offered_bytes += batch.size_bytes * subscribers
-
-    def _count_channel(self, channels: dict[str, list[int]], batch: Batch) -> None:
-        channel = batch[0].channel
-        counts = channels.get(channel)
-        if counts is None:
-            if len(channels) >= _MAX_CHANNELS:  # most of them have no subscriber any more
-                channels.clear()
-            counts = channels[channel] = [0, 0]
-        counts[0] += len(batch)
-        counts[1] += batch.size_bytes

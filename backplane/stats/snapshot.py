@@ -20,7 +20,7 @@ class ChannelFigures:
     Attributes:
         name: The channel.
         subscribers: How many of this worker have joined it.
-        messages: How many messages the worker has received on it since it is watched.
+        messages: How many messages the worker has received on it since the first of them joined.
         size_bytes: Their size.
     """
 

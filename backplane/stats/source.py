@@ -19,7 +19,7 @@ class StatsSource(Protocol):
         ...
 
     def watched(self, is_watched: bool, /) -> None:
-        """Begin, or end, to count what only matters while a process watches."""
+        """Begin, or end, to hold what only matters while a process watches."""
 
     def channels(self, query: ChannelQuery, /) -> dict[str, Any]:
         """Return a part of its channels, as JSON: `total` and `rows`."""

@@ -13,6 +13,7 @@ from backplane.channels import RESERVED_PREFIX
 from backplane.connection.driver import ConnectionDriver
 from backplane.worker.process import open_fds
 from backplane.worker.snapshot import shared_settings, take_snapshot
+from backplane.worker.top_channels import TopChannels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,21 +42,23 @@ class RuntimeStats:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
+        self._top_channels = TopChannels(runtime.hub.channels)
 
     def snapshot(self, interval_seconds: float, /) -> WorkerSnapshot:
         """Return its figures, and after how many seconds the next ones follow."""
-        return take_snapshot(self._runtime, interval_seconds)
+        return take_snapshot(self._runtime, self._top_channels.take(), interval_seconds)
 
     def watched(self, is_watched: bool, /) -> None:
-        """Begin, or end, to count messages by channel."""
-        self._runtime.traffic.of_channels = {} if is_watched else None
+        """Forget, at the end of a watch, which messages the last snapshot had counted."""
+        if not is_watched:
+            self._top_channels.forget()
 
     def channels(self, query: ChannelQuery, /) -> dict[str, Any]:
         """Return a part of its channels, without those of this package itself."""
         names = None if query.names is None else frozenset(query.names)
         found = [
-            (name, subscribers)
-            for name, subscribers in self._runtime.hub.audiences()
+            (name, len(subscribers))
+            for name, subscribers in self._runtime.hub.channels.items()
             if name.startswith(query.prefix)
             and not name.startswith(RESERVED_PREFIX)
             and (names is None or name in names)

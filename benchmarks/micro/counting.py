@@ -19,6 +19,7 @@ from starlette.routing import WebSocketRoute
 
 from backplane import Backplane, Limits
 from backplane.fanout.broker_subscriptions import BrokerSubscriptions
+from backplane.fanout.channel_subscribers import ChannelSubscribers
 from backplane.fanout.codec import encode
 from backplane.fanout.hub import Hub
 from backplane.fanout.traffic import Traffic
@@ -92,7 +93,8 @@ def publish(rounds: int) -> list[Figure]:
 
 async def _hub(subscribers: int, rounds: int, messages: int) -> list[Figure]:
     measured = Hub(BrokerSubscriptions(linger_seconds=1.0, timeout_seconds=1.0), most_rest_seconds=0.0)
-    measured._subscribers["room"] = {_Idle(): 1 for _ in range(subscribers)}  # pyright: ignore[reportPrivateUsage]
+    room = measured._subscribers["room"] = ChannelSubscribers()  # pyright: ignore[reportPrivateUsage]
+    room |= {_Idle(): 1 for _ in range(subscribers)}
     figures = {name: Figure(name) for name in (_WITHOUT, _WITH)}
     counting = Traffic(_ORIGIN)
     passes = max(1, _IN_A_ROW // messages)

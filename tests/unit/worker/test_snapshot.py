@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from backplane import Backplane, History, Presence, Settings
-from backplane.fanout import traffic
 from backplane.worker.snapshot import shared_settings, take_snapshot
-from backplane.worker.stats import RuntimeStats
-from tests.unit.doubles import RecordingSubscriber, until_idle
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +29,7 @@ async def test_what_it_holds() -> None:
     async with Backplane("memory://", cluster=True) as backplane, backplane.subscribe("a", "b"):
         await backplane.publish("a", "x")
         (worker,) = await backplane.workers()
-        taken = take_snapshot(runtime_of(backplane), 2.5)
+        taken = take_snapshot(runtime_of(backplane), (), 2.5)
     assert (taken.worker, taken.host, taken.pid, taken.version) == (worker.id, worker.host, worker.pid, worker.version)
     assert (taken.state, taken.adapter, taken.interval_seconds) == ("live", "memory", 2.5)
     assert (taken.statistics["published"], taken.figure("subscriptions")) == (1, 1)
@@ -44,56 +40,6 @@ async def test_what_it_holds() -> None:
     assert taken.resident_bytes is None or taken.resident_bytes > 1_000_000
 
 
-async def test_it_is_bounded() -> None:
-    """Of many channels it has those with the most subscribers, and none of this package itself."""
-    async with Backplane("memory://", cluster=True) as backplane:
-        runtime, many = runtime_of(backplane), RecordingSubscriber()
-        for number in range(100):
-            await runtime.hub.join(f"channel:{number}:{'x' * 200}", many)
-        for number in range(3):
-            await runtime.hub.join("crowd", RecordingSubscriber())
-            await runtime.hub.join(f"pair:{number % 2}", RecordingSubscriber())
-        taken = take_snapshot(runtime, 2)
-        assert [(each.name, each.subscribers) for each in taken.channels[:2]] == [("crowd", 3), ("pair:0", 2)]
-        assert len(taken.channels) == 20
-        assert not any(each.name.startswith("$backplane/") for each in taken.channels)
-        assert len(taken.encode()) < 10_000
-
-
-async def test_messages_are_counted_by_channel_only_while_watched() -> None:
-    """The busiest channels are among those that are sent, whatever their subscribers; after it nothing is kept."""
-    async with Backplane("memory://", cluster=True) as backplane:
-        runtime = runtime_of(backplane)
-        await asyncio.gather(*(runtime.hub.join(f"quiet:{number}", RecordingSubscriber()) for number in range(30)))
-        await runtime.hub.join("zzz", RecordingSubscriber())
-        await backplane.publish("zzz", "before")
-        await until_idle()
-        RuntimeStats(runtime).watched(True)
-        for _ in range(3):
-            await backplane.publish("zzz", "12345")
-        await until_idle()
-        first = take_snapshot(runtime, 2).channels[0]
-        assert (first.name, first.subscribers, first.messages, first.size_bytes) == ("zzz", 1, 3, 15)
-        assert len(take_snapshot(runtime, 2).channels) == 20
-        RuntimeStats(runtime).watched(False)
-        assert runtime.traffic.of_channels is None
-        assert take_snapshot(runtime, 2).channels[0].messages == 0
-
-
-async def test_channels_that_are_counted_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Channels that come and leave do not grow the memory without end."""
-    monkeypatch.setattr(traffic, "_MAX_CHANNELS", 5)
-    async with Backplane("memory://", cluster=True) as backplane:
-        runtime = runtime_of(backplane)
-        RuntimeStats(runtime).watched(True)
-        for number in range(12):
-            async with backplane.subscribe(f"room:{number}"):
-                await backplane.publish(f"room:{number}", "x")
-                await until_idle()
-        assert runtime.traffic.of_channels is not None
-        assert 1 <= len(runtime.traffic.of_channels) <= 5
-
-
 async def test_without_a_proc_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the memory of a process cannot be read it is not known."""
 
@@ -102,7 +48,7 @@ async def test_without_a_proc_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async with Backplane("memory://", cluster=True) as backplane:
         monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
-        assert take_snapshot(runtime_of(backplane), 2).resident_bytes is None
+        assert take_snapshot(runtime_of(backplane), (), 2).resident_bytes is None
 
 
 @pytest.mark.parametrize(
@@ -121,7 +67,7 @@ async def test_settings_that_must_be_alike(name: str, options: dict[str, Any]) -
         Backplane("memory://", cluster=True) as same,
         Backplane("memory://", cluster=True, **options) as other,
     ):
-        hashes = [take_snapshot(runtime_of(each), 2).settings for each in (usual, same, other)]
+        hashes = [take_snapshot(runtime_of(each), (), 2).settings for each in (usual, same, other)]
         assert hashes[0] == hashes[1] != hashes[2]
         first, second = shared_settings(runtime_of(usual)), shared_settings(runtime_of(other))
         assert [key for key in first if first[key] != second[key]] == [name]

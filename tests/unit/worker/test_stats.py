@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +16,7 @@ from backplane.stats.queries import ChannelQuery, ConnectionQuery
 from backplane.worker import stats as module
 from backplane.worker.stats import RuntimeStats
 from tests.unit.asgi_client import Client
-from tests.unit.doubles import FakeClient, RecordingSubscriber
+from tests.unit.doubles import FakeClient, RecordingSubscriber, until_idle
 
 if TYPE_CHECKING:
     from backplane.worker.runtime import Runtime
@@ -52,6 +53,25 @@ async def test_ten_thousand_channels() -> None:
         named = stats.channels(ChannelQuery(names=("room:00007", "room:x")))
         assert named == {"total": 1, "rows": [{"name": "room:00007", "subscribers": 1}]}
         assert stats.channels(ChannelQuery(prefix="$")) == {"total": 0, "rows": []}
+
+
+async def test_a_snapshot() -> None:
+    """It has the channels of the worker, in a bounded size; after a watch nothing is held for the next one."""
+    async with Backplane("memory://", cluster=True) as backplane:
+        runtime = runtime_of(backplane)
+        for number in range(100):
+            await runtime.hub.join(f"channel:{number}:{'x' * 200}", RecordingSubscriber())
+        await runtime.hub.join("zzz", RecordingSubscriber())
+        for _ in range(3):
+            await backplane.publish("zzz", "12345")
+        await until_idle()
+        stats = RuntimeStats(runtime)
+        stats.watched(True)
+        taken = stats.snapshot(2)
+        assert asdict(taken.channels[0]) == {"name": "zzz", "subscribers": 1, "messages": 3, "size_bytes": 15}
+        assert (len(taken.channels), len(taken.encode()) < 10_000) == (20, True)
+        stats.watched(False)
+        assert stats.snapshot(2).channels[0].messages == 3
 
 
 async def test_five_thousand_clients() -> None:

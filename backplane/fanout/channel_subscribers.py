@@ -1,0 +1,38 @@
+"""The subscribers of one channel in this worker, and what was received on it for them."""
+
+from __future__ import annotations
+
+from time import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from backplane.fanout.delivery import Subscriber
+
+__all__ = ["ChannelSubscribers"]
+
+# An annotation alone would not do: the class is derived from it.
+_Joins = dict["Subscriber", int]
+
+
+class ChannelSubscribers(_Joins):
+    """By subscriber, how many of its joins are complete or in progress: one that fails must not undo another.
+
+    It lives from the first join of the channel to the last leave, and counts what is received meanwhile, where the hub
+    counts at all. Messages that are given back after a loss, path tests and malformed payloads do not count.
+
+    Attributes:
+        since: When the first one joined, in seconds since the Unix epoch.
+        messages: Messages that were received since then.
+        size_bytes: Their size, without header (of text: characters).
+        last_received_at: When the last of them was offered to the last subscriber, in seconds since the Unix epoch;
+            `None` where none was received since then.
+    """
+
+    __slots__ = ("last_received_at", "messages", "since", "size_bytes")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.since: float = time()
+        self.messages: int = 0
+        self.size_bytes: int = 0
+        self.last_received_at: float | None = None
