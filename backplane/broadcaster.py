@@ -55,6 +55,7 @@ __all__ = [
     "SupportsResume",
     "WireFormat",
     "malformed_address",
+    "split_address",
 ]
 
 WireFormat = Literal["header", "plain"]
@@ -87,6 +88,10 @@ class Capabilities:
             `host` (every process of it may end), or it is kept by the `server`. `nothing`: the adapter keeps none;
             every other value means that it is a `SupportsHistory`.
         deduplicates: `SupportsHistory.keep` drops the second message with the same key.
+        parts: The link has parts that fail one at a time, such as the shards of a cluster. The adapter finds a silent
+            part by itself, in `SupportsLinkCheck.check` and by a limit of its own on every command, and reports it for
+            the channels of that part alone. The core then takes the link for silent only where `check` does: a delivery
+            probe, or publishes, without an answer show no more than that one part is silent.
         live_may_skip: A message that was stored can, rarely, never be delivered live, without an error and without a
             later message that shows it (NATS at a change of the leader): the core compares quiet channels from time to
             time.
@@ -99,6 +104,7 @@ class Capabilities:
     max_payload_bytes: int
     keeps: Literal["nothing", "process", "host", "server"] = "nothing"
     deduplicates: bool = False
+    parts: bool = False
     live_may_skip: bool = False
 
 
@@ -159,10 +165,43 @@ class BrokerUrl:
             path=unquote(parts.path),
         )
 
+    def servers(self, default_port: int, *, adapter: str) -> list[tuple[str, int]]:
+        """Return host and port of each server: `one:5432,two` has two. A host that is missing is `localhost`.
+
+        Args:
+            default_port: The port of a server without one.
+            adapter: Name of the adapter, for the error.
+
+        Raises:
+            ConfigurationError: One of them is something else, or an empty one stands between commas.
+        """
+        texts = self.netloc.split(",")
+        if len(texts) > 1 and "" in texts:
+            raise malformed_address("", adapter=adapter)
+        found: list[tuple[str, int]] = []
+        for text in texts:
+            try:
+                found.append(split_address(text, default_port))
+            except ValueError:
+                raise malformed_address(text, adapter=adapter) from None
+        return found
+
     def __str__(self) -> str:
         password = ":***" if self.password is not None else ""
         userinfo = f"{self.username or ''}{password}@" if self.username or password else ""
         return f"{self.scheme}://{userinfo}{self.netloc}{self.path}"
+
+
+def split_address(text: str, default_port: int) -> tuple[str, int]:
+    """Return host and port of `host:port`, of which either may be missing: the host is `localhost` then.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    parts = urlsplit(f"//{text}")
+    if parts.path or parts.query or parts.fragment or parts.username is not None:
+        raise ValueError("more than host and port")
+    return parts.hostname or "localhost", parts.port or default_port
 
 
 def malformed_address(text: str, *, adapter: str) -> ConfigurationError:
@@ -236,9 +275,12 @@ class Sink(Protocol):
 class Broadcaster(ABC):
     """One link to one broker. Every adapter is a subclass.
 
-    A link can consist of several connections. The adapter may then rebuild one of them by itself: it reports `Sink.gap`
-    for the channels of that part once they are confirmed again, and `Sink.lost` only when no part is left, or when it
-    cannot rebuild one.
+    A link can consist of several connections. The adapter may then rebuild one of them by itself. It reports `Sink.gap`
+    for the channels of that part once they are confirmed again; or it reports them to `Sink.revoked` at once, and the
+    core subscribes to them again, with back-off, and reports the gap then. It reports `Sink.lost` only when no part is
+    left, or when it cannot rebuild one. `Capabilities.parts` declares parts that can be down for long while others
+    work. Meanwhile, and at once, `publish` raises `BrokerUnavailableError` for the channels of that part, and
+    `subscribe` reports them as unconfirmed.
 
     The constructor does no I/O and runs outside any event loop. After it, `start` and `stop` alternate any number of
     times, and `stop` leaves no task, socket or subscription. All methods are called in one event loop.

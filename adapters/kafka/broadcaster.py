@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
-from urllib.parse import urlsplit
 from zlib import crc32
 
 from pydantic import Field
@@ -26,7 +25,7 @@ from backplane.adapters.kafka.ring import HistoryRings, LogIdentity, Query
 from backplane.adapters.kafka.target import KnownBrokers, Target
 from backplane.adapters.shared.credentials import CREDENTIALS_PATTERN
 from backplane.adapters.shared.tls import client_context
-from backplane.broadcaster import Broadcaster, Capabilities, Options, malformed_address
+from backplane.broadcaster import Broadcaster, Capabilities, Options
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerError, ConfigurationError, PublishError, SubscribeError
 from backplane.header import path_test_id
@@ -127,7 +126,7 @@ class KafkaBroadcaster(Broadcaster):
             raise ConfigurationError("kafka: OAUTHBEARER needs credentials=package.module:function, for a token")
         self._target = Target(
             url=str(url),
-            servers=_servers(url),
+            servers=url.servers(_DEFAULT_PORT, adapter="kafka"),
             topic=options.topic,
             partitions=options.partitions if options.create_topic else None,
             replicas=options.replication_factor,
@@ -398,14 +397,6 @@ class KafkaBroadcaster(Broadcaster):
         if self._sink is not None and not self._loss_reported:
             self._loss_reported = True
             self._sink.lost(error)
-
-
-def _servers(url: BrokerUrl) -> list[tuple[str, int]]:
-    try:
-        parts = [urlsplit(f"//{server}") for server in url.netloc.split(",")]
-        return [(part.hostname or "localhost", part.port or _DEFAULT_PORT) for part in parts]
-    except ValueError:
-        raise malformed_address(url.netloc, adapter="kafka") from None
 
 
 def _ssl_context(options: KafkaOptions) -> ssl.SSLContext:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Final
 from backplane.adapters.nats.errors import unavailable
 from backplane.adapters.nats.link import NatsLink
 from backplane.adapters.nats.login import Tls
-from backplane.adapters.nats.servers import Server, Servers
+from backplane.adapters.nats.servers import DEFAULT_PORT, Server, Servers
 from backplane.adapters.shared.connect_race import NoneConnectedError, first_connected
 from backplane.adapters.shared.error_chain import certificate_error, reason_of
 from backplane.adapters.shared.tls import client_context
-from backplane.broadcaster import malformed_address
 from backplane.errors import BrokerAuthenticationError, BrokerError
 
 if TYPE_CHECKING:
@@ -72,7 +71,9 @@ class NatsConnector:
             make_context=self._tls_context,
         )
         self._line_limits: dict[str, int] = {}
-        self.servers: Servers = Servers([_server(address) for address in url.netloc.split(",")])
+        self.servers: Servers = Servers(
+            [Server(host, port, host) for host, port in url.servers(DEFAULT_PORT, adapter="nats")]
+        )
 
     async def connect(self, sink: Sink) -> NatsLink:
         """Return a link to the first server that accepts the login; one that is slow to answer delays no other.
@@ -153,10 +154,3 @@ class NatsConnector:
             other = "false" if self._tls.first else "true"
             reason += f"; no INFO came, as from a server that wants tls_first={other} (its handshake_first)"
         return reason if str(link.server) == self._url.netloc else f"{link.server}: {reason}"
-
-
-def _server(address: str) -> Server:
-    try:
-        return Server.parse(address)
-    except ValueError:
-        raise malformed_address(address, adapter="nats") from None

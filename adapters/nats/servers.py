@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from itertools import count, zip_longest
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
+
+from backplane.broadcaster import split_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["Server", "Servers"]
+__all__ = ["DEFAULT_PORT", "Server", "Servers"]
 
-_DEFAULT_PORT: Final = 4222
+DEFAULT_PORT: Final = 4222
+"""The port of a server whose address names none."""
+
 # Where servers get a new address at each start, the ones announced last are enough.
 _MAX_LEARNED: Final = 32
 
@@ -40,9 +43,8 @@ class Server:
         Raises:
             ValueError: It is not an address.
         """
-        parts = urlsplit(f"//{address}")
-        host = parts.hostname or "localhost"
-        return cls(host, parts.port or _DEFAULT_PORT, host)
+        host, port = split_address(address, DEFAULT_PORT)
+        return cls(host, port, host)
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

@@ -26,7 +26,7 @@ from backplane.adapters.redis.errors import classify_reply, error_text, is_read_
 from backplane.adapters.redis.history import KEYS_PREFIX, RedisHistory, load_scripts
 from backplane.adapters.redis.inspection import inspect_server
 from backplane.adapters.redis.link import RedisLink
-from backplane.adapters.redis.options import RedisOptions, check_options, host_and_port
+from backplane.adapters.redis.options import RedisOptions, check_options
 from backplane.adapters.redis.primary import COMPARE_SECONDS, Primary
 from backplane.adapters.redis.publisher_link import PublisherLink
 from backplane.adapters.redis.server_info import info_fields
@@ -284,7 +284,7 @@ class RedisBroadcaster(Broadcaster):
         if path.strip("/") and not path[1:].isdecimal():
             raise ConfigurationError(f"redis: the path of the URL is a database number, not {path!r}")
         self._database = int(path.strip("/") or self._database)
-        target = host_and_port(netloc, _DEFAULT_PORT)
+        (target,) = self.url.servers(_DEFAULT_PORT, adapter="redis")
         return Endpoint(target, str(self.url), self.url, self.options, resolve=self._resolve)
 
     async def _check_connections(self) -> None:

@@ -1,22 +1,21 @@
-"""Options of the Redis adapters, their TLS settings, and the address in a URL."""
+"""Options of the Redis adapters, and their TLS settings."""
 
 from __future__ import annotations
 
 import ssl
 from typing import TYPE_CHECKING, Final, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from backplane.adapters.shared.credentials import CREDENTIALS_PATTERN
 from backplane.adapters.shared.tls import client_context
-from backplane.broadcaster import Options, malformed_address
+from backplane.broadcaster import Options
 from backplane.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from backplane.broadcaster import BrokerUrl
 
-__all__ = ["RedisOptions", "check_options", "host_and_port", "speaks_tls", "tls_context"]
+__all__ = ["RedisOptions", "check_options", "speaks_tls", "tls_context"]
 
 _VERIFY: Final = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
 
@@ -84,16 +83,3 @@ def tls_context(options: RedisOptions) -> ssl.SSLContext:
     context.check_hostname = options.ssl_check_hostname and options.ssl_cert_reqs != "none"
     context.verify_mode = _VERIFY[options.ssl_cert_reqs]
     return context
-
-
-def host_and_port(text: str, default_port: int) -> tuple[str, int]:
-    """Split `host:port`, either of which may be missing.
-
-    Raises:
-        ConfigurationError: It is something else.
-    """
-    try:
-        parts = urlsplit(f"//{text}")
-        return parts.hostname or "localhost", parts.port or default_port
-    except ValueError:
-        raise malformed_address(text, adapter="redis") from None

@@ -22,7 +22,7 @@ from backplane.adapters.redis.broadcaster import RedisBroadcaster
 from backplane.adapters.redis.connect import Endpoint
 from backplane.adapters.redis.errors import unavailable
 from backplane.adapters.redis.link import RedisLink
-from backplane.adapters.redis.options import RedisOptions, host_and_port
+from backplane.adapters.redis.options import RedisOptions
 from backplane.adapters.redis.server_info import format_address
 from backplane.adapters.shared.error_chain import reason_of
 from backplane.concurrency.timeouts import PatientTimeout
@@ -112,7 +112,7 @@ class RedisSentinelBroadcaster(RedisBroadcaster):
             )
 
     def _read_url(self) -> Endpoint:
-        self._sentinels: list[_Host] = [host_and_port(part, _DEFAULT_PORT) for part in self.url.netloc.split(",")]
+        self._sentinels: list[_Host] = self.url.servers(_DEFAULT_PORT, adapter="redis")
         self._service: str = self.url.path[1:]
         if not self._service or "/" in self._service:
             raise ConfigurationError(

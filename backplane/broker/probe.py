@@ -92,10 +92,14 @@ class DeliveryProbe:
         Raises:
             SilentLinkError: Two probes in a row, each given half an interval, got no answer.
             BrokerUnavailableError: The broker was in a passing state for six intervals.
+
+        On a link of several parts (`Capabilities.parts`) neither is raised: an unanswered probe shows no more than that
+        one part is silent, and the adapter finds that by itself. The probe then measures the round trip.
         """
         if self._ended >= _MAX_ENDED:
             return self._give_up(f"{self._ended} links ended over it")
         loop = asyncio.get_running_loop()
+        has_parts = self._broadcaster.capabilities.parts
         missed = postponed = 0
         probed_at = loop.time()
         while True:
@@ -112,7 +116,7 @@ class DeliveryProbe:
                 missed = postponed = self._ended = 0
             except TimeoutError:
                 self.missed += 1
-                missed += 1
+                missed += not has_parts
                 if missed == MAX_MISSED:
                     raise SilentLinkError(f"the link is silent: {MAX_MISSED} delivery probes got no answer") from None
             except (BrokerUnavailableError, SubscribeError, PublishError) as error:
@@ -120,7 +124,7 @@ class DeliveryProbe:
                     raise
                 if not error.retriable:
                     return self._give_up(error)
-                missed, postponed = 0, postponed + 1
+                missed, postponed = 0, postponed + (not has_parts)
                 if postponed == _MAX_POSTPONED:
                     raise BrokerUnavailableError(f"the broker accepts no delivery probe: {error}") from error
 

@@ -88,9 +88,11 @@ class PublishAttempts:
         """Return the error for an attempt whose time is up, and end a session on which they accumulate.
 
         Such a session can still deliver messages: only its publish path is dead, and no probe is sent while it is used.
-        Without a broker no answer is awaited, so it was this process that was slow.
+        Without a broker no answer is awaited, so it was this process that was slow. On a link of several parts only one
+        of them may be silent, and the adapter ends that one by itself.
         """
-        if self._broadcaster.capabilities.brokered:
+        capabilities = self._broadcaster.capabilities
+        if capabilities.brokered and not capabilities.parts:
             session.unanswered_publishes += 1
             if session.unanswered_publishes >= _MAX_UNANSWERED:
                 session.lost(SilentLinkError(f"the link is silent: {_MAX_UNANSWERED} publishes got no answer"))

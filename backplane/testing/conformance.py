@@ -22,7 +22,7 @@ from backplane import (
     PayloadTooLargeError,
     SubscribeError,
 )
-from backplane.broadcaster import SupportsDescribe, SupportsResume
+from backplane.broadcaster import SupportsDescribe, SupportsLinkCheck, SupportsResume
 from backplane.broker.registry import broadcaster_from_url
 from backplane.fanout.codec import encode_path_test
 from backplane.testing.fault_conformance import FaultConformance, passes_through
@@ -326,6 +326,8 @@ class BroadcasterConformance(FaultConformance):
         """What others publish while the link is lost arrives after it: all of it, once, in order, without a gap."""
         broadcaster = broadcaster_from_url(brokered_url)
         assert broadcaster.capabilities.resumes is isinstance(broadcaster, SupportsResume)
+        # The core does not look for silent parts.
+        assert isinstance(broadcaster, SupportsLinkCheck) or not broadcaster.capabilities.parts
         if not broadcaster.capabilities.resumes:
             pytest.skip("what is published while the link is away is lost: capabilities.resumes is False")
         async with (

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from backplane.broadcaster import Broadcaster, BrokerUrl, Capabilities, Options, Sink
 from backplane.errors import (
     BrokerUnavailableError,
-    ConfigurationError,
     PublishOutcomeUnknownError,
     SubscribeError,
 )
@@ -39,11 +37,7 @@ class ExampleBroadcaster(Broadcaster):
 
     def __init__(self, url: BrokerUrl, options: ExampleOptions) -> None:
         super().__init__(url, options)
-        try:
-            parts = urlsplit(f"//{url.netloc}")
-            self._address = (parts.hostname or "localhost", parts.port or 7777)
-        except ValueError as error:
-            raise ConfigurationError(f"example: {url.netloc!r} is not host:port: {error}") from None
+        self._address = url.servers(7777, adapter="example")[0]
         self._link: _Link | None = None
 
     @property

@@ -39,10 +39,13 @@ class Adapter(ControlledBroadcaster):
         published: Every payload that was accepted.
     """
 
-    def __init__(self, *, brokered: bool = False, resumes: bool = False, url: str | None = None) -> None:
+    def __init__(
+        self, *, brokered: bool = False, resumes: bool = False, parts: bool = False, url: str | None = None
+    ) -> None:
         super().__init__(None if url is None else BrokerUrl.parse(url))
         self._brokered = brokered
         self._resumes = resumes
+        self._parts = parts
         self.links: list[Sink] = []
         self.start_gate = Gate()
         self.stop_gate = Gate()
@@ -66,6 +69,7 @@ class Adapter(ControlledBroadcaster):
             publish_returns="accepted",
             resumes=self._resumes,
             max_payload_bytes=1024,
+            parts=self._parts,
         )
 
     @property

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from backplane.broadcaster import Broadcaster, BrokerUrl, Capabilities, Options
+from backplane.errors import ConfigurationError
 from tests.unit.doubles import ControlledBroadcaster
 
 SECRET = "s3cr3t"
@@ -58,6 +59,29 @@ def test_servers_of_two_users_are_refused(url: str) -> None:
     with pytest.raises(ValueError, match="share one user") as caught:
         BrokerUrl.parse(url)
     assert "w" not in str(caught.value).replace("write", "")
+
+
+@pytest.mark.parametrize(
+    ("netloc", "servers"),
+    [
+        ("", [("localhost", 7)]),
+        ("one", [("one", 7)]),
+        (":1", [("localhost", 1)]),
+        ("one:5432,two", [("one", 5432), ("two", 7)]),
+        ("[::1]:1,[2001:db8::2],10.0.0.1", [("::1", 1), ("2001:db8::2", 7), ("10.0.0.1", 7)]),
+    ],
+)
+def test_servers(netloc: str, servers: list[tuple[str, int]]) -> None:
+    """Each server of a list has a host and a port, and both have a default."""
+    assert BrokerUrl(scheme="redis", netloc=netloc).servers(7, adapter="redis") == servers
+
+
+@pytest.mark.parametrize("wrong", ["one:notaport", "one:99999", "one:-1", "[::1", "one:1:2", "user:word@one", ""])
+def test_servers_that_are_none(wrong: str) -> None:
+    """What is not `host:port` is refused, and nothing after its first colon is shown."""
+    with pytest.raises(ConfigurationError, match=r"^redis: '.*' is not host:port") as refused:
+        BrokerUrl(scheme="redis", netloc=f"two:1,{wrong}").servers(7, adapter="redis")
+    assert "word" not in str(refused.value)
 
 
 @given(st.text(min_size=1), st.text(), st.text())

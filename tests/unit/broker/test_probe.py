@@ -75,6 +75,25 @@ async def test_silent_link_is_found_within_two_probe_intervals() -> None:
         assert [type(item) for item in await subscriber.receives(1)] == [Gap]
 
 
+@pytest.mark.parametrize("fault", ["silent", "passing"])
+async def test_probe_judges_no_link_of_parts(fault: str) -> None:
+    """On a link of parts a probe without an answer concerns one part: it is counted, and the link goes on."""
+    adapter = Adapter(brokered=True, parts=True)
+    adapter.silent = fault == "silent"
+    if fault == "passing":
+        adapter.publish_errors[PROBE_CHANNEL] = BrokerUnavailableError("no owner")
+    async with supervised(adapter, BRISK_PROBE) as made:
+        subscriber = await made.joined("a")
+        await adapter.until(lambda: probes(adapter) >= 8)
+        assert (made.supervisor.state, made.supervisor.generation, subscriber.received) == ("live", 1, [])
+        assert (made.supervisor.probe.missed > 0) == (fault == "silent")
+        adapter.silent = False
+        adapter.publish_errors.clear()
+        missed = made.supervisor.probe.missed
+        await adapter.until(lambda: made.supervisor.probe.round_trips.count >= 1)
+        assert made.supervisor.probe.missed <= missed + 1
+
+
 async def test_link_whose_publish_hangs_is_found() -> None:
     """A probe that the broker does not accept counts like one that is not received."""
     adapter = Adapter(brokered=True)

@@ -84,6 +84,18 @@ async def test_unanswered_publishes_do_not_end_a_link_without_a_broker() -> None
         made.adapter.publish_gate.open()
 
 
+async def test_unanswered_publishes_do_not_end_a_link_of_parts() -> None:
+    """Only the part that these messages went to can be silent, and the adapter finds that itself."""
+    async with supervised(Adapter(brokered=True, parts=True), QUICK_PUBLISH) as made:
+        subscriber = await made.joined("a")
+        made.adapter.publish_gate.close()
+        for _ in range(3):
+            await unanswered(made)
+        await until_idle()
+        assert (made.supervisor.state, made.supervisor.generation, subscriber.received) == ("live", 1, [])
+        made.adapter.publish_gate.open()
+
+
 async def test_long_queue_is_no_silence() -> None:
     """A burst that the broker processes for longer than the publish timeout is answered completely; no link ends."""
     adapter = Adapter(brokered=True)
