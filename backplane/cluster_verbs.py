@@ -13,7 +13,7 @@ from backplane.connection.connection import Connection
 from backplane.control.commands import data_arguments
 from backplane.control.messages import Selector
 from backplane.errors import ConfigurationError, InvalidDataError
-from backplane.explain.evidence import MAX_NAME, Question
+from backplane.explain.evidence import Question, is_client_name
 from backplane.fanout.codec import to_client_data
 from backplane.option_checks import check_number
 from backplane.presence_types import check_user
@@ -223,8 +223,9 @@ class ClusterVerbs:
 
         Args:
             channel: The channel.
-            client: A connection, its id or at least the first four digits of it; the id of an event stream; or a user
-                or `client_key`. Defaults to any client: then the channel alone is looked at.
+            client: A connection, its id or at least the first four digits of it; the id of an event stream or of a
+                subscription; or a user, a `client_key` or the name of a subscription. Defaults to any client: then the
+                channel alone is looked at.
             test: Whether a test message is published. Defaults to `True`; `Settings(path_test=False)` prevents it.
             timeout_seconds: How long to wait for the workers. Defaults to 2.
 
@@ -240,7 +241,7 @@ class ClusterVerbs:
         """
         check_number("timeout_seconds", timeout_seconds)
         asked = client.id if isinstance(client, Connection) else client
-        if asked is not None and not _is_name(asked):
+        if asked is not None and not is_client_name(asked):
             raise InvalidDataError(f"client is a connection, an id, a user or a client_key, not {asked!r:.100}")
         question = Question(channel=validate_channel(channel), client=asked)
         return await ask_why(self._lifecycle.running(), question, test=test, seconds=timeout_seconds)
@@ -517,10 +518,6 @@ def _selector(
         channel=channel,
         exclude=None if exclude is None else _id_of("exclude", exclude),
     )
-
-
-def _is_name(client: object) -> bool:
-    return isinstance(client, str) and 0 < len(client) <= MAX_NAME
 
 
 def _id_of(name: str, connection: object) -> str:

@@ -15,6 +15,7 @@ from backplane.connection.limits import Limits
 from backplane.connection.policy import check_policy_options
 from backplane.control.surveys import Surveys
 from backplane.errors import ConfigurationError, LifecycleError
+from backplane.explain.evidence import MAX_NAME, is_client_name
 from backplane.fanout.backlog import Backlog
 from backplane.fanout.outbox import Outbox
 from backplane.fanout.subscriber_options import (
@@ -370,7 +371,12 @@ class Backplane(ClusterVerbs):
 
     @asynccontextmanager
     async def subscribe(
-        self, *channels: str, backlog: Backlog | None = None, since: Since = None, rewind: int = 0
+        self,
+        *channels: str,
+        backlog: Backlog | None = None,
+        since: Since = None,
+        rewind: int = 0,
+        name: str | None = None,
     ) -> AsyncGenerator[Subscription]:
         """Subscribe the application itself: `async with backplane.subscribe("orders") as messages: async for ...`.
 
@@ -387,10 +393,11 @@ class Backplane(ClusterVerbs):
                 stored together with its effect.
             rewind: How many of the newest messages of each channel come first where `since` is not given, and after the
                 gap where it cannot be served. Needs a channel with a history. Defaults to 0.
+            name: What `explain` and the log call it, beside its id. Need not be unique. Defaults to nothing.
 
         Raises:
-            ConfigurationError: `backlog`, `since` or `rewind` cannot be used.
-            InvalidChannelError: A name is not legal.
+            ConfigurationError: `backlog`, `since`, `rewind` or `name` cannot be used.
+            InvalidChannelError: The name of a channel is not legal.
             InvalidPositionError: `rewind` is negative.
             SubscribeError: The broker refused a channel.
             BrokerUnavailableError: The broker did not confirm in time.
@@ -400,9 +407,12 @@ class Backplane(ClusterVerbs):
         runtime = self._lifecycle.running()
         positions = positions_by_channel(since, channels, runtime.hub.rules)
         check_rewind(rewind, runtime.hub.rules)
+        if not (name is None or is_client_name(name)):
+            raise ConfigurationError(f"name must be a text of 1 to {MAX_NAME} characters, not {name!r:.100}")
         subscription = Subscription(
             runtime.hub, None, self._outbox(runtime, backlog), statistics=runtime.statistics, journal=runtime.journal
         )
+        subscription.client_key = name
         runtime.subscriptions[subscription] = None
         try:
             for channel in channels:

@@ -392,7 +392,11 @@ class SdkClient:
             raise ALREADY_SUBSCRIBED.error()
         if body.get("type") or body.get("tf") or body.get("delta"):
             raise BAD_REQUEST.error()
-        permission = await self._service.may_subscribe(self, channel, body.get("token", ""))
+        try:
+            permission = await self._service.may_subscribe(self, channel, body.get("token", ""))
+        except Exception as error:
+            self._driver.policy.join_failed(channel, error, self._driver)
+            raise
         granted: dict[str, Any] = {}
         if permission is not None:
             granted = expiry_fields(permission.expires_at)

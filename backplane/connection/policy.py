@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
 from backplane.connection.keepalive import KeepaliveScheduler
 from backplane.connection.limits import Limits
 from backplane.connection.turns import Turns
-from backplane.errors import AuthorizeTimeoutError, ConfigurationError, JoinRefusedError, TooManyChannelsError
+from backplane.errors import (
+    AuthorizeTimeoutError,
+    BackplaneError,
+    BrokerError,
+    ClosedError,
+    ConfigurationError,
+    JoinRefusedError,
+    TooManyChannelsError,
+)
 from backplane.journal.events import CLIENT_REFUSED, HOOK_FAILED
 from backplane.journal.journal import Journal
 from backplane.message import Gap
@@ -119,7 +127,6 @@ class ConnectionPolicy:
         on_slow: Called for each slow client.
         reload_delay: Draws after how long one of many clients is closed, at a gap or because the broker failed.
         close_seconds: How long the flush before a close frame may take, and the close frame itself.
-        on_join_failed: Called with the client, the channel and the error of each join that was refused, or failed.
         keepalive: The timer of all connections.
         turns: The closes that wait for their turn.
         statistics: Where what happens is counted.
@@ -134,7 +141,6 @@ class ConnectionPolicy:
     on_slow: OnSlow | None = None
     reload_delay: Callable[[], float] = float
     close_seconds: float = 1.0
-    on_join_failed: Callable[[Client, str, Exception], None] | None = None
     keepalive: KeepaliveScheduler = field(default_factory=KeepaliveScheduler)
     turns: Turns = field(default_factory=Turns)
     statistics: Counters = field(default_factory=Counters)
@@ -162,7 +168,7 @@ class ConnectionPolicy:
             self._last[:] = [replace(self, limits=limits)]
         return self._last[0]
 
-    def check_channels(self, client: Client, count: int, subscriber: Named) -> None:
+    def check_channels(self, count: int) -> None:
         """Check that a client may join so many channels.
 
         Raises:
@@ -171,12 +177,9 @@ class ConnectionPolicy:
         most = self.limits.max_channels
         if most is not None and count > most:
             self.statistics.refused_channels += 1
-            reason = f"a client may join {most:,} channels: Limits(max_channels=...)"
-            words = "%(kind)s %(connection)s: %(reason)s"
-            self.journal.log(logger, CLIENT_REFUSED, words, what="channel", reason=reason, **subscriber.named)
-            raise TooManyChannelsError(reason)
+            raise TooManyChannelsError(f"a client may join {most:,} channels: Limits(max_channels=...)")
 
-    async def check_authorized(self, client: Client, channel: str, subscriber: Named) -> None:
+    async def check_authorized(self, client: Client, channel: str) -> None:
         """Ask the application whether a client may join `channel`.
 
         Raises:
@@ -187,21 +190,46 @@ class ConnectionPolicy:
             return
         answer = self.authorize(cast("Any", client), channel)
         if inspect.isawaitable(answer):
-            answer = await self._in_time(answer, channel, subscriber)
+            answer = await self._in_time(answer)
         if not answer:
             self.statistics.refused_joins += 1
-            words = "authorize refused %(channel)r to %(kind)s %(connection)s"
-            self.journal.log(
-                logger, CLIENT_REFUSED, words, what="join", channel=channel, reason="authorize", **subscriber.named
-            )
             raise JoinRefusedError(f"this client may not join channel {channel!r}")
 
-    def join_failed(self, client: Client, channel: str, error: Exception) -> None:
-        """Pass on that a join was refused, or could not be made."""
-        if self.on_join_failed is not None:
-            self.on_join_failed(client, channel, error)
+    def join_failed(self, channel: str, error: Exception, subscriber: Named) -> None:
+        """Log and keep that a join was refused to a client, or could not be made: by whom, and why."""
+        seconds, level = None, logging.DEBUG
+        match error:
+            case ClosedError():  # it has ended meanwhile: nothing was refused
+                return
+            case TooManyChannelsError():
+                what, reason, level = "channel", str(error), logging.WARNING
+                words = "%(kind)s %(connection)s: %(reason)s"
+            case JoinRefusedError():
+                what, reason, level = "join", "authorize", logging.WARNING
+                words = "authorize refused %(channel)r to %(kind)s %(connection)s"
+            case AuthorizeTimeoutError():
+                what, reason, level = "join", "authorize did not answer", logging.WARNING
+                seconds = self.authorize_timeout_seconds
+                words = "authorize did not answer for %(channel)r within %(seconds)g s"
+            case BrokerError():  # the hub, or the link, has a line of it for all clients together
+                what, reason = "broker", str(error)
+                words = "%(kind)s %(connection)s could not join %(channel)r: %(reason)s"
+            case _:  # what the application itself raised can hold anything in its text
+                what, reason = "join", str(error) if isinstance(error, BackplaneError) else type(error).__name__
+                words = "%(channel)r was refused to %(kind)s %(connection)s: %(reason)s"
+        self.journal.log(
+            logger,
+            CLIENT_REFUSED,
+            words,
+            level=level,
+            what=what,
+            channel=channel,
+            reason=reason,
+            seconds=seconds,
+            **subscriber.named,
+        )
 
-    async def _in_time(self, answer: Awaitable[bool], channel: str, subscriber: Named) -> bool:
+    async def _in_time(self, answer: Awaitable[bool]) -> bool:
         deadline = asyncio.timeout(self.authorize_timeout_seconds)
         try:
             async with deadline:
@@ -209,18 +237,6 @@ class ConnectionPolicy:
         except TimeoutError:
             if not deadline.expired():  # the application's own
                 raise
-        seconds = self.authorize_timeout_seconds
-        words = "authorize did not answer for %(channel)r within %(seconds)g s"
-        self.journal.log(
-            logger,
-            CLIENT_REFUSED,
-            words,
-            what="join",
-            channel=channel,
-            seconds=seconds,
-            reason="authorize did not answer",
-            **subscriber.named,
-        )
         raise AuthorizeTimeoutError("whether this client may join was not decided in time: try again later")
 
     def notify_slow(self, slow: SlowConsumer) -> None:

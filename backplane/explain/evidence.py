@@ -8,7 +8,16 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
-__all__ = ["MAX_NAME", "ClientEvidence", "EndedClient", "Question", "RefusedJoin", "WorkerEvidence", "parse_evidence"]
+__all__ = [
+    "MAX_NAME",
+    "ClientEvidence",
+    "EndedClient",
+    "Question",
+    "RefusedJoin",
+    "WorkerEvidence",
+    "is_client_name",
+    "parse_evidence",
+]
 
 MAX_NAME: Final = 512
 """Longest name of a client that can be asked for, in characters."""
@@ -20,8 +29,8 @@ class Question:
 
     Attributes:
         channel: The channel.
-        client: The id of a connection or event stream, the first digits of one (four or more), or a user
-            or `client_key`. `None`: any client.
+        client: The id of a connection, event stream or subscription, the first digits of one (four or more), or a user,
+            a `client_key` or the name of a subscription. `None`: any client.
         test: The id of a path test that was published on the channel, as hex digits; empty where there is none.
     """
 
@@ -36,9 +45,9 @@ class ClientEvidence:
 
     Attributes:
         id: Its random name.
-        user: Its user or `client_key`, where there is one.
-        kind: `connection` or `event stream`.
-        transport: `lane`, `handed over`, `asgi`, or nothing for an event stream.
+        user: Its user or `client_key`, or the name of a subscription, where there is one.
+        kind: `connection`, `event stream`, or `subscription` for one of the application itself.
+        transport: `lane`, `handed over`, `asgi`, `sse`, or nothing for a subscription.
         state: Where it is between its handshake and its end.
         joined: It has joined the channel.
         channels: How many channels it has joined.
@@ -74,7 +83,8 @@ class EndedClient:
         id: As of `ClientEvidence`.
         user: As there.
         kind: As there.
-        code: With which code this side closed it; `None` where the client left, or its network ended.
+        code: With which code it was closed; `None` where there was none, as its network ended.
+        by: Who closed it: `client`, `server`, or `worker`, which is this package.
         reason: Why, in words.
         seconds_ago: How long ago it ended.
     """
@@ -83,6 +93,7 @@ class EndedClient:
     user: str | None = None
     kind: str = "connection"
     code: int | None = None
+    by: str = ""
     reason: str = ""
     seconds_ago: float = 0.0
 
@@ -166,6 +177,11 @@ class WorkerEvidence:
     def name(self) -> str:
         """How it is named in sentences: its host and process."""
         return f"{self.host or '?'}/{self.pid}"
+
+
+def is_client_name(name: object) -> bool:
+    """Return whether a client can be asked for by this name."""
+    return isinstance(name, str) and 0 < len(name) <= MAX_NAME
 
 
 def parse_evidence(answer: object) -> WorkerEvidence | None:

@@ -1,98 +1,71 @@
-"""What a worker remembers of clients that are gone and of joins that were refused: only a few, and no message."""
+"""What a worker still knows of clients that are gone and of joins that were refused: what its journal keeps of them."""
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+import time
+from itertools import islice
+from typing import TYPE_CHECKING, Final
 
-from backplane.errors import BackplaneError, BrokerError, TooManyChannelsError
 from backplane.explain.evidence import EndedClient, RefusedJoin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-__all__ = ["Recollection"]
+    from backplane.journal.fields import Value
+    from backplane.journal.journal import Journal
+    from backplane.journal.ring import Kept
 
-_MOST: Final = 200
-_MAX_REASON: Final = 300
+__all__ = ["ended_clients", "refused_joins"]
 
-
-class _Ended(NamedTuple):
-    at: float
-    id: str
-    user: str | None
-    kind: str
-    code: int | None
-    reason: str
+_MOST_ENDED: Final = 3
+_MOST_REFUSED: Final = 10
+# By `what` of the event `client.refused`.
+_REFUSED_BY: Final = {"join": "authorize", "channel": "limit", "broker": "broker"}
 
 
-class _Refused(NamedTuple):
-    at: float
-    id: str
-    user: str | None
-    channel: str
-    by: str
-    reason: str
-
-
-class Recollection:
-    """The last 200 clients that ended, and the last 200 joins that were refused. Costs nothing while clients stay."""
-
-    def __init__(self) -> None:
-        self._ended: deque[_Ended] = deque(maxlen=_MOST)
-        self._refused: deque[_Refused] = deque(maxlen=_MOST)
-
-    def ended(self, client: Any, user: str | None, closed_with: tuple[int, str] | None) -> None:
-        """Remember a client that has ended.
-
-        Args:
-            client: The client.
-            user: Its user or `client_key`.
-            closed_with: With which code and reason this side closed it, if it did.
-        """
-        code, reason = closed_with or (None, "")
-        self._ended.append(_Ended(_now(), client.id, user, client.kind, code, reason))
-
-    def join_failed(self, client: Any, user: str | None, channel: str, error: Exception) -> None:
-        """Remember a join that was refused, or could not be made."""
-        by, reason = _by(error), str(error) if isinstance(error, BackplaneError) else type(error).__name__
-        self._refused.append(_Refused(_now(), client.id, user, channel, by, reason[:_MAX_REASON]))
-
-    def ended_clients(self, is_meant: Callable[[str, str | None], bool]) -> tuple[EndedClient, ...]:
-        """Return the clients that are meant, by their id and user, the last one first; three at most."""
-        now = _now()
-        found = (
-            EndedClient(
-                id=each.id,
-                user=each.user,
-                kind=each.kind,
-                code=each.code,
-                reason=each.reason,
-                seconds_ago=round(now - each.at, 1),
-            )
-            for each in reversed(self._ended)
-            if is_meant(each.id, each.user)
+def ended_clients(journal: Journal, is_meant: Callable[[str, str | None], bool]) -> tuple[EndedClient, ...]:
+    """Return the clients that are meant, by their id and user, and have ended lately; the last one first."""
+    ended = (
+        EndedClient(
+            id=_text(fields, "connection"),
+            user=_user(fields),
+            kind=_text(fields, "kind"),
+            code=code if isinstance(code := fields.get("code"), int) else None,
+            by=_text(fields, "by"),
+            reason=_text(fields, "reason"),
+            seconds_ago=seconds_ago,
         )
-        return tuple(each for each, _ in zip(found, range(3), strict=False))
-
-    def refused_joins(self, channel: str, is_meant: Callable[[str, str | None], bool]) -> tuple[RefusedJoin, ...]:
-        """Return the joins of a channel by clients that are meant, the last one first; ten at most."""
-        now = _now()
-        found = (
-            RefusedJoin(client=each.id, by=each.by, reason=each.reason, seconds_ago=round(now - each.at, 1))
-            for each in reversed(self._refused)
-            if each.channel == channel and is_meant(each.id, each.user)
-        )
-        return tuple(each for each, _ in zip(found, range(10), strict=False))
+        for seconds_ago, fields in _entries(journal, "ended", is_meant)
+    )
+    return tuple(islice(ended, _MOST_ENDED))
 
 
-def _by(error: Exception) -> str:
-    """Return what has refused a join: an error that is none of ours was raised by `authorize`."""
-    if isinstance(error, BrokerError):
-        return "broker"
-    return "limit" if isinstance(error, TooManyChannelsError) else "authorize"
+def refused_joins(
+    journal: Journal, channel: str, is_meant: Callable[[str, str | None], bool]
+) -> tuple[RefusedJoin, ...]:
+    """Return the joins of a channel by clients that are meant, that were refused lately; the last one first."""
+    refused = (
+        RefusedJoin(client=_text(fields, "connection"), by=by, reason=_text(fields, "reason"), seconds_ago=seconds_ago)
+        for seconds_ago, fields in _entries(journal, "refusals", is_meant)
+        if fields.get("channel") == channel and (by := _REFUSED_BY.get(_text(fields, "what"))) is not None
+    )
+    return tuple(islice(refused, _MOST_REFUSED))
 
 
-def _now() -> float:
-    return asyncio.get_running_loop().time()
+def _entries(
+    journal: Journal, kept: Kept, is_meant: Callable[[str, str | None], bool]
+) -> Iterator[tuple[float, dict[str, Value]]]:
+    """Yield the fields of what is kept of the clients that are meant, after how many seconds ago that was."""
+    now = time.time()
+    for entry in reversed(journal.recent(kept)):
+        fields = entry["fields"]
+        if is_meant(_text(fields, "connection"), _user(fields)):
+            yield max(0.0, round(now - entry["at"], 1)), fields  # the clock of the host can have been set back
+
+
+def _text(fields: dict[str, Value], name: str) -> str:
+    return str(fields.get(name, ""))
+
+
+def _user(fields: dict[str, Value]) -> str | None:
+    return _text(fields, "client_key") or None

@@ -27,14 +27,14 @@ __all__ = ["BaseSubscriber", "JoinRules", "Named"]
 class JoinRules(Protocol):
     """The rules that each join of a client is checked against."""
 
-    def check_channels(self, client: Any, count: int, subscriber: Named, /) -> None:
-        """Check that `client`, which `subscriber` serves, may join `count` channels; raises `TooManyChannelsError`."""
+    def check_channels(self, count: int, /) -> None:
+        """Check that a client may join `count` channels; raises `TooManyChannelsError`."""
 
-    async def check_authorized(self, client: Any, channel: str, subscriber: Named, /) -> None:
+    async def check_authorized(self, client: Any, channel: str, /) -> None:
         """Check that `client` may join `channel`; raises `JoinRefusedError` or `AuthorizeTimeoutError`."""
 
-    def join_failed(self, client: Any, channel: str, error: Exception, /) -> None:
-        """Take note that a join was refused, or could not be made."""
+    def join_failed(self, channel: str, error: Exception, subscriber: Named, /) -> None:
+        """Take note that a join was refused to a client, or could not be made; `subscriber` serves the client."""
 
 
 class Named(Protocol):
@@ -175,19 +175,18 @@ class BaseSubscriber(ABC):
         position = position_in(since, channel)
         check_rewind(rewind, self._hub.rules)
         self._check_attached()
-        client = self._client  # it can have ended when this fails
         try:
             await self._enter(channel, position, rewind, is_permitted)
         except Exception as error:
             if self._rules is not None:
-                self._rules.join_failed(client, channel, error)
+                self._rules.join_failed(channel, error, self)
             raise
 
     async def _enter(self, channel: str, position: str | None, rewind: int, is_permitted: bool) -> None:
         if self._rules is not None:
-            self._rules.check_channels(self._client, len(self._channels) + (channel not in self._channels), self)
+            self._rules.check_channels(len(self._channels) + (channel not in self._channels))
             if not is_permitted:
-                await self._rules.check_authorized(self._client, channel, self)
+                await self._rules.check_authorized(self._client, channel)
                 self._check_attached()  # it can have ended while `authorize` ran
         if channel in self._channels:
             return
@@ -199,7 +198,7 @@ class BaseSubscriber(ABC):
         self._channels[channel] = None
         if self._rules is not None:
             try:
-                self._rules.check_channels(self._client, len(self._channels), self)  # others can have joined meanwhile
+                self._rules.check_channels(len(self._channels))  # others can have joined meanwhile
             except TooManyChannelsError:
                 await self.leave(channel)
                 raise

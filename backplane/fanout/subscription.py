@@ -74,6 +74,11 @@ class Subscription(BaseSubscriber):
         return "subscription"
 
     @property
+    def outbox(self) -> Outbox:
+        """What waits for the consumer."""
+        return self._outbox
+
+    @property
     def dropped(self) -> int:
         """How many messages its `Backlog` dropped or replaced so far, because they were consumed too slowly."""
         return self._outbox.dropped

@@ -52,27 +52,34 @@ class ConnectionRow:
         id: Its random name.
         position: Its place in the order that was asked for: pass that of the last row as `after`.
         worker: The name of its worker, such as `web-1/31-9f2c`.
-        transport: `lane`, `asgi` or `sse`.
+        kind: `connection` or `event stream`.
+        transport: `lane`, `handed over`, `asgi` or `sse`.
+        state: Where it is between its handshake and its end: `joining`, `open`, `closing` ...
         user: Its user, or the `client_key` that the application named; `None` where it has none.
         opened_at: When it began its handshake, in seconds since the epoch, by the clock of its worker.
         channel_count: How many channels it has joined.
         channels: Some of them: a hundred where at most ten rows were asked for, else five.
         waiting_messages: What waits for it, as it does not take it as fast as it is published.
         waiting_bytes: The size of that.
+        transport_bytes: What the server has buffered for it; `None` where that is not known.
         dropped: Messages that its backlog dropped or replaced so far.
-        received_seconds_ago: How long ago it last sent something; `None` for an event stream, which sends nothing.
+        received_seconds_ago: How long ago it last sent something, its answers to pings included where that is known;
+            `None` for an event stream, which sends nothing.
     """
 
     id: str
     position: str = ""
     worker: str = ""
+    kind: str = "connection"
     transport: str = ""
+    state: str = "open"
     user: str | None = None
     opened_at: float = 0.0
     channel_count: int = 0
     channels: tuple[str, ...] = ()
     waiting_messages: int = 0
     waiting_bytes: int = 0
+    transport_bytes: int | None = None
     dropped: int = 0
     received_seconds_ago: float | None = None
 

@@ -24,7 +24,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.responses import Response
 
-from backplane.connection.ending import what_was_refused
+from backplane.connection.ending import TOO_SLOW, what_was_refused
 from backplane.connection.expiry import check_permission, moment_of
 from backplane.errors import (
     BackplaneError,
@@ -46,7 +46,7 @@ from backplane.fanout.subscriber_options import (
     previous_token,
 )
 from backplane.fanout.subscription import Subscription
-from backplane.journal.events import CLIENT_CLOSED, CLIENT_REFUSED, CLIENT_UNREAD
+from backplane.journal.events import CLIENT_CLOSED, CLIENT_ENDED, CLIENT_REFUSED, CLIENT_UNREAD
 from backplane.lane import abort, when_gone
 from backplane.option_checks import check_number
 from backplane.web.client_address import address_key
@@ -81,6 +81,7 @@ logger: Final = logging.getLogger("backplane.web.sse")
 
 # How long a client may take, once its stream has ended, to receive what waits for it.
 _END_SECONDS: Final = 1.0
+_EXPIRED: Final = "permission has run out"
 
 _LATER: Final = frozenset({429, 503})
 
@@ -196,6 +197,7 @@ class EventStream(Subscription):
         self.is_abandoned: bool = False
         self._has_begun: bool = False
         self._has_expired: bool = False
+        self._ended_by: str = ""
 
     _consumer = "sse"
 
@@ -205,18 +207,8 @@ class EventStream(Subscription):
         return "event stream"
 
     @property
-    def outbox(self) -> Outbox:
-        """What waits for the client."""
-        return self._outbox
-
-    @property
     def _is_admitted(self) -> bool:
         return self._has_begun
-
-    @property
-    def closed_with(self) -> tuple[int, str] | None:
-        """`None`: there is no close code in HTTP."""
-        return None
 
     def retire(self, code: int, reason: str, /) -> None:
         """End: the worker drains. There is no close code in HTTP."""
@@ -234,6 +226,7 @@ class EventStream(Subscription):
     def end(self) -> None:
         """End after what already waits, which the client has a second to receive. Ending again changes nothing."""
         if not self._ended:
+            self._ended_by = "worker"
             super().end()
             if self._has_begun:  # else its joins fail, and the answer to the client reports that
                 self._finish_within(_END_SECONDS)
@@ -241,8 +234,16 @@ class EventStream(Subscription):
     def abandon(self) -> None:
         """End at once: the client is gone."""
         self.is_abandoned = True
+        self._ended_by = self._ended_by or "client"
         super().end()
         self._finish_within(0)
+
+    def log_ended(self) -> None:
+        """Log and keep how it has ended, if it has begun."""
+        if self._has_begun:
+            reason = TOO_SLOW if self._overrun else _EXPIRED if self._has_expired else None
+            words = "event stream %(connection)s was ended by the %(by)s"
+            self._journal.log(logger, CLIENT_ENDED, words, by=self._ended_by, reason=reason, **self.named)
 
     @asynccontextmanager
     async def while_there(self, scope: Scope, receive: Receive) -> AsyncGenerator[None]:
@@ -339,7 +340,7 @@ class EventStream(Subscription):
     def _expire(self) -> None:
         self._has_expired = True
         words = "ending event stream %(connection)s: its permission has run out"
-        self._journal.log(logger, CLIENT_CLOSED, words, reason="permission has run out", **self.named)
+        self._journal.log(logger, CLIENT_CLOSED, words, reason=_EXPIRED, **self.named)
         self.end()
 
     def _finish_within(self, seconds: float | None) -> None:
@@ -400,6 +401,7 @@ class _EventStreamResponse(Response):
                 await self._answer(stream, scope, receive, send)
             finally:  # at once: the next request may be here already
                 stream.discard()
+                stream.log_ended()
                 runtime.clients.unregister(stream, partial(when_gone, scope))
         if self.background is not None:
             await self.background()

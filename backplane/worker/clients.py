@@ -12,7 +12,6 @@ from backplane.close_codes import CloseCode
 from backplane.concurrency.paced import PacedCalls
 from backplane.control.client_index import ControlledClient
 from backplane.errors import ClosedError, TooManyConnectionsError
-from backplane.explain.recollection import Recollection
 from backplane.journal.events import (
     CLIENT_FAILED,
     CLIENT_REFUSED,
@@ -73,11 +72,6 @@ class LocalClient(ControlledClient, Protocol):
         """`connection` or `event stream`."""
         ...
 
-    @property
-    def closed_with(self) -> tuple[int, str] | None:
-        """With which code and reason this side closed it; `None` where it did not, or there is none."""
-        ...
-
     def retire(self, code: int, reason: str, /) -> None:
         """Begin to close, after what already waits for the client."""
 
@@ -89,7 +83,6 @@ class ClientRegistry:
         max_connections: Most clients of this worker; `None` is no limit.
         counters: Where refused clients are counted.
         journal: How refused clients are logged: many can be refused at once.
-        recollection: What remembers the clients that have ended.
 
     Attributes:
         is_draining: No client is accepted any more.
@@ -97,15 +90,8 @@ class ClientRegistry:
         index: The clients by user, for commands; `None` where there are none.
     """
 
-    def __init__(
-        self,
-        max_connections: int | None,
-        counters: Counters,
-        journal: Journal,
-        recollection: Recollection | None = None,
-    ) -> None:
+    def __init__(self, max_connections: int | None, counters: Counters, journal: Journal) -> None:
         self._max_connections = max_connections
-        self._recollection = recollection or Recollection()
         self._counters = counters
         self._journal = journal
         self.is_draining: bool = False
@@ -180,11 +166,8 @@ class ClientRegistry:
         """
         if client in self._keys:
             self._ended += 1
-            user = client.user
             if self.index is not None:
-                user = self.index.user_of(client.id)
                 self.index.discard(client)
-            self._recollection.ended(client, user, client.closed_with)
             when_gone(partial(self._transport_gone, self._keys.pop(client)))
         if not self._keys:
             self._emptied.set()

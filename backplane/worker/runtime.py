@@ -34,7 +34,6 @@ from backplane.errors import (
     PublishOutcomeUnknownError,
 )
 from backplane.explain.path_tests import PathTests
-from backplane.explain.recollection import Recollection
 from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.codec import encode, encode_path_test
 from backplane.fanout.hub import Hub
@@ -65,7 +64,7 @@ if TYPE_CHECKING:
     from backplane.broker.link_state import LinkState, StateChange
     from backplane.broker.publisher import Publisher
     from backplane.concurrency.affinity import LoopAffinity
-    from backplane.connection.policy import Authorize, Client, OnGap, OnSlow
+    from backplane.connection.policy import Authorize, OnGap, OnSlow
     from backplane.fanout.subscription import Subscription
     from backplane.history_rules import History, HistoryRules
     from backplane.message import HistoryPage, Position, Receipt
@@ -120,7 +119,6 @@ class Runtime:
         prefix: What the adapter puts before the name of each channel; empty where it has no such option.
         clients: The WebSockets and event streams of this worker.
         policy: What applies to a client that is given no options of its own.
-        recollection: The clients that have ended and the joins that were refused lately.
         path_tests: The path tests that have arrived.
         broker_url: The broker's URL, its password masked.
         broker_prefix: What the names of channels have before them on the broker.
@@ -203,10 +201,7 @@ class Runtime:
         self.stalls: StallMeter = StallMeter()
         self.subscriptions: dict[Subscription, None] = {}
         self.keepalive: KeepaliveScheduler = KeepaliveScheduler()
-        self.recollection: Recollection = Recollection()
-        self.clients: ClientRegistry = ClientRegistry(
-            settings.max_connections, self.statistics, self.journal, self.recollection
-        )
+        self.clients: ClientRegistry = ClientRegistry(settings.max_connections, self.statistics, self.journal)
         self.drained: bool = False
         self._collections: ExitStack = ExitStack()
         self.policy: ConnectionPolicy = ConnectionPolicy(
@@ -216,7 +211,6 @@ class Runtime:
             authorize=authorize,
             authorize_timeout_seconds=settings.authorize_timeout_seconds,
             on_slow=on_slow,
-            on_join_failed=self._join_failed,
             reload_delay=self.reload_delay,
             keepalive=self.keepalive,
             statistics=self.statistics,
@@ -518,10 +512,6 @@ class Runtime:
             self.cluster.link_changed(change.new)
         if self._on_state is not None:
             self._on_state(change)
-
-    def _join_failed(self, client: Client, channel: str, error: Exception) -> None:
-        index = self.clients.index
-        self.recollection.join_failed(client, None if index is None else index.user_of(client.id), channel, error)
 
     def _make_bus(self) -> ClusterBus:
         if self._bus is None:

@@ -10,7 +10,7 @@ from heapq import nsmallest
 from typing import TYPE_CHECKING, Any, Final
 
 from backplane.channels import RESERVED_PREFIX
-from backplane.connection.driver import ConnectionDriver
+from backplane.worker.client_description import describe_client, name_of
 from backplane.worker.process import open_fds
 from backplane.worker.snapshot import shared_settings, take_snapshot
 from backplane.worker.top_channels import TopChannels
@@ -105,14 +105,11 @@ class RuntimeStats:
         most = _CHANNELS_OF_FEW if query.limit <= _FEW_ROWS else _CHANNELS_OF_MANY
         return {"total": total, "rows": [self._row(client, value, most) for value, _, client in best]}
 
-    def _is_meant(self, client: LocalClient, query: ConnectionQuery) -> bool:
+    @staticmethod
+    def _is_meant(client: LocalClient, query: ConnectionQuery) -> bool:
         return (query.channel is None or query.channel in client.channels) and (
-            query.client is None or query.client in (client.id, self._user(client))
+            query.client is None or query.client in (client.id, name_of(client))
         )
-
-    def _user(self, client: LocalClient) -> str | None:
-        index = self._runtime.clients.index
-        return client.user if index is None else index.user_of(client.id)
 
     def _value(self, client: LocalClient, order: ConnectionOrder) -> float:
         match order:
@@ -130,22 +127,12 @@ class RuntimeStats:
         return (None if index is None else index.opened_at(client.id)) or 0.0
 
     def _row(self, client: LocalClient, value: float, most_channels: int) -> dict[str, Any]:
-        transport, received = "sse", None
-        if isinstance(client, ConnectionDriver):
-            transport = "asgi" if client.socket.lane is None else "lane"
-            received = self._runtime.affinity.loop.time() - client.timers.last_received_at
         return {
-            "id": client.id,
+            **describe_client(client, self._runtime.affinity.loop.time()),
             "position": f"{value!r}:{client.id}",
-            "transport": transport,
-            "user": self._user(client),
             "opened_at": self._opened_at(client),
             "channel_count": len(client.channels),
             "channels": sorted(client.channels)[:most_channels],
-            "waiting_messages": len(client.outbox),
-            "waiting_bytes": client.outbox.size_bytes,
-            "dropped": client.outbox.dropped,
-            "received_seconds_ago": received,
         }
 
 

@@ -11,21 +11,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 from backplane.channels import RESERVED_PREFIX
 from backplane.cluster_types import Worker
-from backplane.connection.callback_handler import CallbackHandler
-from backplane.connection.driver import ConnectionDriver
 from backplane.control.messages import Selector
 from backplane.control.surveys import SurveyError
 from backplane.errors import BackplaneError
+from backplane.explain.case import Case
 from backplane.explain.evidence import ClientEvidence, Question, WorkerEvidence, parse_evidence
 from backplane.explain.near_names import near_names
-from backplane.explain.verdict import Case, explain
+from backplane.explain.recollection import ended_clients, refused_joins
+from backplane.explain.verdict import explain
+from backplane.worker.client_description import describe_client, name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from backplane.cluster_types import Answers
     from backplane.control.messages import Command
     from backplane.explain.explanation import Explanation
+    from backplane.fanout.subscription import Subscription
     from backplane.worker.clients import LocalClient
     from backplane.worker.runtime import Runtime
 
@@ -39,6 +41,8 @@ _TEST_ID_BYTES: Final = 8
 _PER_SECOND: Final = 5
 _MAX_CLIENTS: Final = 20
 _MAX_OTHERS: Final = 100
+# Clients in one pass of the event loop: to look at one takes a microsecond.
+_SLICE: Final = 2_000
 # For so many of them names that resemble the channel's are looked for: each may have joined thousands.
 _MAX_WITH_NEAR: Final = 3
 _SHORTEST_ID: Final = 4
@@ -112,9 +116,9 @@ async def _evidence(runtime: Runtime, question: Question, seconds: float) -> Wor
     test_received = None
     if question.test and channel in hub.channels:
         test_received = await runtime.path_tests.wait(channel, _test_id(question.test), seconds)
-    now, worker, health = runtime.affinity.loop.time(), runtime.members().own(), runtime.health()
     is_meant = _matcher(question.client)
-    clients = [] if question.client is None else _clients(runtime, question, is_meant, now)
+    clients = [] if question.client is None else await _clients(runtime, question, is_meant)
+    now, worker, health = _now(), runtime.members().own(), runtime.health()
     subscribers = hub.audience(channel)
     others = (each for each in runtime.members().workers() if each.is_alive and each != worker)
     return WorkerEvidence(
@@ -139,11 +143,13 @@ async def _evidence(runtime: Runtime, question: Question, seconds: float) -> Wor
         gap_seconds_ago=health.last_gap_seconds_ago,
         gap_reason=health.last_gap_reason or "",
         clients=tuple(clients),
-        ended=() if question.client is None else runtime.recollection.ended_clients(is_meant),
-        refused_joins=() if question.client is None else runtime.recollection.refused_joins(channel, is_meant),
+        ended=() if question.client is None else ended_clients(runtime.journal, is_meant),
+        refused_joins=() if question.client is None else refused_joins(runtime.journal, channel, is_meant),
         near_channels=() if subscribers else near_names(channel, _open_channels(hub.channels)),
         others=tuple((each.id, each.host, each.pid) for each in islice(others, _MAX_OTHERS)),
-        near_clients=() if clients or question.client is None else near_names(question.client, _users(runtime)),
+        near_clients=()
+        if clients or question.client is None
+        else near_names(question.client, filter(None, map(name_of, _consumers(runtime)))),
     )
 
 
@@ -158,58 +164,40 @@ def _matcher(client: str | None) -> Callable[[str, str | None], bool]:
     return is_meant
 
 
-def _clients(
-    runtime: Runtime, question: Question, is_meant: Callable[[str, str | None], bool], now: float
+async def _clients(
+    runtime: Runtime, question: Question, is_meant: Callable[[str, str | None], bool]
 ) -> list[ClientEvidence]:
+    """Return the clients that are meant, found in several passes of the event loop."""
     found: list[ClientEvidence] = []
-    for client in runtime.clients.connected:
-        user = _user(runtime, client)
-        if is_meant(client.id, user):
-            found.append(_client(client, user, question.channel, now, with_near=len(found) < _MAX_WITH_NEAR))
+    for number, client in enumerate(tuple(_consumers(runtime)), 1):
+        if is_meant(client.id, name_of(client)):
+            found.append(_client(client, question.channel, _now(), with_near=len(found) < _MAX_WITH_NEAR))
             if len(found) == _MAX_CLIENTS:
                 break
+        if number % _SLICE == 0:
+            await asyncio.sleep(0)
     return found
 
 
-def _client(client: LocalClient, user: str | None, channel: str, now: float, *, with_near: bool) -> ClientEvidence:
+def _client(client: LocalClient | Subscription, channel: str, now: float, *, with_near: bool) -> ClientEvidence:
     joined = channel in client.channels
-    evidence: dict[str, Any] = {
-        "id": client.id,
-        "user": user,
-        "joined": joined,
-        "channels": len(client.channels),
-        "near": () if joined or not with_near else near_names(channel, client.channels),
-        "state": "closed" if client.is_over else "open",
-    }
-    if isinstance(client, ConnectionDriver):
-        lane = client.socket.lane
-        is_handed_over = isinstance(client.receiver, CallbackHandler)
-        evidence |= {
-            "transport": "asgi" if lane is None else "handed over" if is_handed_over else "lane",
-            "state": client.state,
-            "transport_bytes": None if lane is None else lane.buffered_bytes,
-            "received_seconds_ago": round(
-                now - (client.timers.last_received_at if lane is None else lane.last_received_at), 1
-            ),
-        }
-    outbox = client.outbox
     return ClientEvidence(
-        **evidence,
-        kind=client.kind,
-        dropped=outbox.dropped,
-        when_full=outbox.when_full(channel),
-        waiting_messages=len(outbox),
-        waiting_bytes=outbox.size_bytes,
+        **describe_client(client, now),
+        joined=joined,
+        channels=len(client.channels),
+        near=() if joined or not with_near else near_names(channel, client.channels),
+        when_full=client.outbox.when_full(channel),
     )
 
 
-def _user(runtime: Runtime, client: LocalClient) -> str | None:
-    index = runtime.clients.index
-    return client.user if index is None else index.user_of(client.id)
+def _consumers(runtime: Runtime) -> Iterator[LocalClient | Subscription]:
+    """Yield the clients of the worker, and what the application itself has subscribed."""
+    yield from runtime.clients.connected
+    yield from runtime.subscriptions
 
 
-def _users(runtime: Runtime) -> Iterable[str]:
-    return filter(None, (_user(runtime, client) for client in runtime.clients.connected))
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _open_channels(channels: Iterable[str]) -> Iterable[str]:

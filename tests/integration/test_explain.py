@@ -18,7 +18,7 @@ from starlette.routing import Route, WebSocketRoute
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from backplane import Backplane, Connection, InvalidDataError, Settings
+from backplane import Backplane, ConfigurationError, Connection, InvalidDataError, Settings
 from backplane.centrifugal.endpoint import Accepted, Centrifugal, ConnectRequest
 from backplane.server.uvicorn import DirectLaneProtocol
 from backplane.testing import FaultProxy
@@ -268,7 +268,7 @@ async def test_a_client_that_has_ended(redis_broker: Broker) -> None:
         async with asyncio.timeout(WAIT_SECONDS):
             while (found := await site.explain(client=connection.id[:6], timeout_seconds=1)).verdict != "ended":
                 await asyncio.sleep(0.25)
-        assert "4003: banned" in found.text
+        assert "by the worker with 4003: banned" in found.text
 
 
 async def test_every_kind_of_client() -> None:
@@ -309,6 +309,27 @@ async def test_every_kind_of_client() -> None:
             [client] = found.workers[0].clients
             assert (client.user, client.kind) == (user, kind)
         assert (await backplane.explain(channel="Orders:42", client="stream")).verdict == "wrong channel"
+
+
+async def test_a_subscription_of_the_application() -> None:
+    """What the application itself has subscribed is found by its name and by its id, and is near to a name like it."""
+    async with (
+        Backplane("memory://", cluster=True, settings=SETTINGS) as backplane,
+        backplane.subscribe(CHANNEL, name="billing") as billing,
+    ):
+        for client in ("billing", billing.id, billing.id[:6]):
+            found = await backplane.explain(channel=CHANNEL, client=client)
+            assert (found.verdict, found.workers[0].clients[0].kind) == ("whole", "subscription")
+        assert (await backplane.explain(channel="Orders:42", client="billing")).verdict == "wrong channel"
+        found = await backplane.explain(channel=CHANNEL, client="billling")
+        assert (found.verdict, "'billing'" in found.text) == ("unknown client", True)
+        await backplane.publish(CHANNEL, "nothing takes it")
+        async with asyncio.timeout(WAIT_SECONDS):
+            while (found := await backplane.explain(channel=CHANNEL, client="billing")).verdict != "not reading":
+                await asyncio.sleep(0.25)
+        for name in ("", "x" * 513, 3):
+            with pytest.raises(ConfigurationError, match="name must be a text"):
+                await backplane.subscribe(CHANNEL, name=name).__aenter__()  # type: ignore[arg-type]
 
 
 async def test_questions_that_are_none(redis_broker: Broker) -> None:

@@ -414,7 +414,6 @@ class FakeClient:
         is_over: Whether it has ended; set by the test.
         outbox: What waits for it.
         kind: What it is.
-        closed_with: With which code and reason it was closed; set by the test.
     """
 
     def __init__(self, id: str = "00", user: str | None = None, *channels: str) -> None:  # noqa: A002
@@ -426,7 +425,6 @@ class FakeClient:
         self.is_over = False
         self.outbox = Outbox(Backlog())
         self.kind = "connection"
-        self.closed_with: tuple[int, str] | None = None
 
     @property
     def named(self) -> dict[str, Any]:

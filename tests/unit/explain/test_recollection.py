@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+import time
+
 import pytest
 
-from backplane.errors import BrokerUnavailableError, JoinRefusedError, TooManyChannelsError
-from backplane.explain.recollection import Recollection
+from backplane.connection.policy import ConnectionPolicy
+from backplane.errors import (
+    AuthorizeTimeoutError,
+    BrokerUnavailableError,
+    ClosedError,
+    InvalidTokenError,
+    JoinRefusedError,
+    TooManyChannelsError,
+)
+from backplane.explain.recollection import ended_clients, refused_joins
+from backplane.journal.events import CLIENT_ENDED
+from backplane.journal.journal import Journal
 from tests.unit.doubles import FakeClient
 
 pytestmark = pytest.mark.anyio
+
+logger = logging.getLogger("tests")
 
 
 def every(*_: object) -> bool:
@@ -17,24 +32,37 @@ def every(*_: object) -> bool:
 
 
 async def test_ended_clients() -> None:
-    """The last three that are meant, the last first, with how they ended."""
-    recollection = Recollection()
+    """The last three that are meant, the last first, with who ended them, and how."""
+    journal = Journal()
     for number in range(300):
-        recollection.ended(FakeClient(f"{number}"), "ada", (4000, "reload") if number % 2 else None)
-    found = recollection.ended_clients(every)
-    assert [(each.id, each.user, each.code, each.reason) for each in found] == [
-        ("299", "ada", 4000, "reload"),
-        ("298", "ada", None, ""),
-        ("297", "ada", 4000, "reload"),
+        ended = {"by": "worker", "code": 4000, "reason": "reload"} if number % 2 else {"by": "client"}
+        journal.log(logger, CLIENT_ENDED, "gone", **FakeClient(f"{number}", "ada").named, **ended)
+    found = ended_clients(journal, every)
+    assert [(each.id, each.user, each.by, each.code, each.reason) for each in found] == [
+        ("299", "ada", "worker", 4000, "reload"),
+        ("298", "ada", "client", None, ""),
+        ("297", "ada", "worker", 4000, "reload"),
     ]
-    assert recollection.ended_clients(lambda client, _: client == "99") == ()
-    assert [each.id for each in recollection.ended_clients(lambda client, _: client == "100")] == ["100"]
+    assert ended_clients(journal, lambda client, _: client == "99") == ()
+    assert [each.id for each in ended_clients(journal, lambda client, _: client == "100")] == ["100"]
+
+
+async def test_a_clock_that_was_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has happened is never in the future."""
+    journal = Journal()
+    journal.log(logger, CLIENT_ENDED, "gone", **FakeClient("00", None).named, by="client")
+    before = time.time() - 3600
+    monkeypatch.setattr(time, "time", lambda: before)
+    [found] = ended_clients(journal, every)
+    assert (found.seconds_ago, found.user) == (0.0, None)
 
 
 @pytest.mark.parametrize(
     ("error", "by", "reason"),
     [
-        (JoinRefusedError("not yours"), "authorize", "not yours"),
+        (JoinRefusedError("not yours"), "authorize", "authorize"),
+        (AuthorizeTimeoutError("later"), "authorize", "authorize did not answer"),
+        (InvalidTokenError("the token has expired"), "authorize", "the token has expired"),
         (KeyError("secret"), "authorize", "KeyError"),
         (TooManyChannelsError("too many"), "limit", "too many"),
         (BrokerUnavailableError("gone", adapter="redis"), "broker", "redis: gone"),
@@ -42,9 +70,16 @@ async def test_ended_clients() -> None:
 )
 async def test_refused_joins(error: Exception, by: str, reason: str) -> None:
     """What refused the join is known by its error; the text of an error of the application is not kept."""
-    recollection = Recollection()
-    recollection.join_failed(FakeClient("00"), "ada", "a", error)
-    recollection.join_failed(FakeClient("00"), "ada", "b", error)
-    [found] = recollection.refused_joins("a", lambda _, user: user == "ada")
+    policy = ConnectionPolicy()
+    policy.join_failed("a", error, FakeClient("00", "ada"))
+    policy.join_failed("b", error, FakeClient("00", "ada"))
+    [found] = refused_joins(policy.journal, "a", lambda _, user: user == "ada")
     assert (found.client, found.by, found.reason) == ("00", by, reason)
-    assert recollection.refused_joins("a", lambda client, _: client == "01") == ()
+    assert refused_joins(policy.journal, "a", lambda client, _: client == "01") == ()
+
+
+async def test_a_client_that_ended_meanwhile() -> None:
+    """One that is gone before its join is decided was refused nothing."""
+    policy = ConnectionPolicy()
+    policy.join_failed("a", ClosedError("ended"), FakeClient("00", "ada"))
+    assert refused_joins(policy.journal, "a", every) == ()

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from backplane.cluster_types import Worker
+from backplane.explain.case import Case
 from backplane.explain.evidence import ClientEvidence, EndedClient, Question, RefusedJoin, WorkerEvidence
-from backplane.explain.verdict import Case, explain
+from backplane.explain.verdict import explain
 
 ASKED = Question(channel="orders:42", client="ada")
 
@@ -52,7 +53,22 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "only errors": ("no evidence", {"workers": (), "errors": ((Worker(id="w2", host="web", pid=2), "too many"),)}),
     "an error elsewhere": ("whole", {"workers": (GOOD,), "errors": ((Worker(id="w2"), "too many"),)}),
     "unknown": ("unknown client", {"workers": (worker("w1", near_clients=("Ada",)),)}),
-    "ended": ("ended", {"workers": (worker("w1", ended=(EndedClient(id="c1", code=4000, reason="reload"),)),)}),
+    "ended": (
+        "ended",
+        {"workers": (worker("w1", ended=(EndedClient(id="c1", by="worker", code=4000, reason="reload"),)),)},
+    ),
+    "refused, and gone later for another reason": (
+        "ended",
+        {
+            "workers": (
+                worker(
+                    "w1",
+                    refused_joins=(RefusedJoin(client="c1", seconds_ago=90),),
+                    ended=(EndedClient(id="c2", by="client", code=1001, seconds_ago=5),),
+                ),
+            )
+        },
+    ),
     "left": ("ended", {"workers": (worker("w1", ended=(EndedClient(id="c1", seconds_ago=31),)),)}),
     "refused, and gone": (
         "refused by authorize",
@@ -132,7 +148,8 @@ def test_verdict(name: str) -> None:
         ("only errors", ["web/2", "too many", "ask again"]),
         ("only silent workers", ["web/2", "py-spy dump --pid 2"]),
         ("unknown", ["'Ada'", "redis://redis"]),
-        ("ended", ["closed with 4000: reload"]),
+        ("ended", ["closed by the worker with 4000: reload"]),
+        ("refused, and gone later for another reason", ["the client left with 1001"]),
         ("left", ["31 s ago", "the client left"]),
         ("another channel", ["'order:42'"]),
         ("drops", ["drop_oldest"]),
