@@ -15,6 +15,7 @@ from backplane.control.messages import Selector
 from backplane.errors import ConfigurationError, InvalidDataError
 from backplane.explain.evidence import Question, is_client_name
 from backplane.fanout.codec import to_client_data
+from backplane.journal.ring import KINDS
 from backplane.option_checks import check_number
 from backplane.presence_types import check_user
 from backplane.stats.queries import ChannelQuery, ConnectionQuery
@@ -22,7 +23,7 @@ from backplane.worker.recent_events import MOST, ask_events
 from backplane.worker.witness import ask_why
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Collection
 
     from backplane.cluster_types import Answers, Worker
     from backplane.control.surveys import SurveyHandler, Surveys
@@ -180,26 +181,33 @@ class ClusterVerbs:
         query = ConnectionQuery(channel=channel, client=client, sort=sort, limit=limit, after=after)
         return await self._lifecycle.running().members().lists.connections(query, worker, timeout_seconds)
 
-    async def recent_events(self, *, limit: int = 100, timeout_seconds: float = 2.0) -> Answers:
+    async def recent_events(
+        self, *, kinds: Collection[str] = (), limit: int = 100, timeout_seconds: float = 2.0
+    ) -> Answers:
         """Ask all workers for their last notable events: gaps, slow clients, refusals, ends, changes of links, faults.
 
-        Each worker keeps 200 or 100 of each kind in memory, and answers with a list, the oldest first. An event is a
+        Each worker keeps the last of each kind in memory, and answers with a list, the oldest first. An event is a
         `dict` with `number`, `at` (seconds since the epoch, by the clock of the worker), `event`, `level`, `text` and
         `fields`, as in [the log](../operations/logs.md). Names of channels and clients are in it as they are.
 
         Args:
-            limit: Most events of one worker, at most 200. Defaults to 100.
+            kinds: Only events of these kinds: 200 each are kept of `gaps` (with slow clients), `ended` (clients) and
+                `refusals`; 100 each of `states` (of the link, of the drain), `actions` (on the live page), `faults` and
+                `broker` (what the adapter found there); 50 `details` of it. Defaults to all.
+            limit: Most events of one worker, at most 200; the newest. Defaults to 100.
             timeout_seconds: How long to wait for answers. Defaults to 2.
 
         Raises:
-            ConfigurationError: Without `cluster`, or an argument is not a number in its bounds.
+            ConfigurationError: Without `cluster`, an argument is not a number in its bounds, or a kind is not known.
             BrokerError, NotStartedError, ClosedError, WrongLoopError: As in `survey`.
         """
         check_number("timeout_seconds", timeout_seconds)
         check_number("limit", limit, whole=True)
         if limit > MOST:
             raise ConfigurationError(f"limit must be at most {MOST}, not {limit}")
-        return await ask_events(self._lifecycle.running().members(), limit, timeout_seconds)
+        if not set(kinds) <= set(KINDS):
+            raise ConfigurationError(f"kinds are some of {', '.join(KINDS)}, not {kinds!r:.100}")
+        return await ask_events(self._lifecycle.running().members(), kinds, limit, timeout_seconds)
 
     # --- one client ---
 

@@ -417,8 +417,10 @@ class Backplane(ClusterVerbs):
         try:
             for channel in channels:
                 await subscription.join(channel, since=positions, rewind=rewind)
+            subscription.log_begin()
             yield subscription
         finally:
+            subscription.log_end()
             subscription.discard()
             runtime.subscriptions.pop(subscription, None)
 

@@ -31,6 +31,7 @@ class LogLine:
         level: Its level, or several where the call chooses.
         message: The message before its fields are put in.
         is_burst: Whether lines that follow five within ten seconds are counted and not repeated.
+        is_counted: Whether all within ten seconds can be counted, without the first five.
     """
 
     logger: str
@@ -38,6 +39,7 @@ class LogLine:
     level: str
     message: str
     is_burst: bool = False
+    is_counted: bool = False
 
 
 def log_events() -> str:
@@ -95,7 +97,12 @@ def _table(lines: set[LogLine]) -> str:
     return table(
         ("level", "event", "logger", "message"),
         [
-            (line.level + " *" * line.is_burst, _names(line.event), f"`{line.logger}`", _code(line.message))
+            (
+                line.level + (" †" if line.is_counted else " *" * line.is_burst),
+                _names(line.event),
+                f"`{line.logger}`",
+                _code(line.message),
+            )
             for line in rows
         ],
     )
@@ -172,6 +179,7 @@ def _lines(function: ast.AST | None, call: ast.Call, loggers: dict[str, str]) ->
                     level=_level_of(call, constants, function),
                     message=text,
                     is_burst=not (isinstance(called, ast.Name) and called.id == "write"),
+                    is_counted=any(keyword.arg == "of_many" for keyword in call.keywords),
                 )
         case _:
             pass

@@ -11,7 +11,6 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from backplane.close_codes import CloseCode
-from backplane.connection.ending import TOO_SLOW
 from backplane.errors import (
     BackplaneError,
     BrokerError,
@@ -27,6 +26,7 @@ from backplane.errors import (
     TooManyChannelsError,
     TooManyPresentError,
 )
+from backplane.fanout.backlog import TOO_SLOW
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from backplane.close_codes import CloseCode, close_reason
 from backplane.concurrency.context import task_in
-from backplane.connection.ending import TOO_SLOW, Ending, reasons
+from backplane.connection.ending import Ending, reasons
 from backplane.errors import LifecycleError
+from backplane.fanout.backlog import TOO_SLOW
 from backplane.journal.events import CLIENT_CLOSED, CLIENT_ENDED, CLIENT_FAILED, CLIENT_UNREAD, HANDLER_OVERSTAYED
 
 if TYPE_CHECKING:
@@ -233,7 +234,10 @@ class CloseSequence:
             if end.is_broker_failure:
                 words = "connection %(connection)s ends, the broker failed: %(reason)s"
             reason = reasons(end.raised)
-            self._driver.log(logger, CLIENT_CLOSED, words, level=level, code=int(end.code), reason=reason)
+            of_many = end.is_broker_failure
+            self._driver.log(
+                logger, CLIENT_CLOSED, words, level=level, of_many=of_many, code=int(end.code), reason=reason
+            )
 
     def _enter_closing(self) -> bool:
         """Stop everything else of the connection; return whether that is new."""

@@ -17,7 +17,7 @@ from backplane.concurrency.context import run_in
 from backplane.connection.callback_handler import CallbackHandler
 from backplane.connection.close_sequence import CloseSequence, ConnectionState
 from backplane.connection.connection import Connection
-from backplane.connection.ending import TOO_SLOW, Ending, ending
+from backplane.connection.ending import Ending, ending
 from backplane.connection.handler import Handler
 from backplane.connection.keepalive import ConnectionTimers
 from backplane.connection.policy import ConnectionPolicy, SlowConsumer
@@ -25,6 +25,7 @@ from backplane.connection.receiver import Receiver
 from backplane.connection.sender import AsgiSender, LaneSender, Sender
 from backplane.connection.tasks import Tasks
 from backplane.errors import ConfigurationError
+from backplane.fanout.backlog import TOO_SLOW
 from backplane.fanout.batch import Batch
 from backplane.fanout.codec import to_client_data
 from backplane.fanout.subscriber import BaseSubscriber
@@ -581,7 +582,7 @@ class ConnectionDriver(BaseSubscriber):
             return
         words = "closing connection %(connection)s, to reload: %(reason)s"
         code = CloseCode.MESSAGES_MISSED
-        self.log(logger, CLIENT_CLOSED, words, code=int(code), channel=gap.channel, reason=gap.reason)
+        self.log(logger, CLIENT_CLOSED, words, of_many=True, code=int(code), channel=gap.channel, reason=gap.reason)
         self.closing.close_in_turn(CloseCode.MESSAGES_MISSED, "messages may have been missed: reload")
 
     def _failed(self, error: Exception) -> None:
@@ -705,11 +706,12 @@ class ConnectionDriver(BaseSubscriber):
         *,
         level: int | None = None,
         exc_info: BaseException | None = None,
+        of_many: bool = False,
         **fields: object,
     ) -> None:
         """Log an event of the connection, in its Context, with the names of it; see `Journal.log`."""
         write_it = partial(self.policy.journal.log, logger, event, message, level=level, exc_info=exc_info)
-        run_in(self._context, partial(write_it, **self.named, **fields))
+        run_in(self._context, partial(write_it, of_many=of_many, **self.named, **fields))
 
 
 def _answer(on_gap: Callable[[Gap], object], gap: Gap) -> str | bytes | None:

@@ -24,14 +24,12 @@ from backplane.errors import (
     TooManyChannelsError,
     TooManyConnectionsError,
 )
+from backplane.fanout.backlog import TOO_SLOW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["TOO_SLOW", "Ending", "ending", "has_a_line", "reasons", "refusal", "what_was_refused"]
-
-TOO_SLOW: Final = "too slow"
-"""The reason of a close with 1013 for a client, or a consumer, that does not keep up: counted apart from others."""
+__all__ = ["Ending", "ending", "has_a_line", "reasons", "refusal", "what_was_refused"]
 
 _CODES: Final = (
     ((JoinRefusedError, InvalidTokenError, InvalidChannelError, InvalidPositionError), CloseCode.FORBIDDEN),

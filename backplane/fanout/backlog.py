@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from backplane.errors import ConfigurationError
 from backplane.option_checks import check_number, refuse_unknown_options
@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
     from backplane.message import Message
 
-__all__ = ["Backlog", "FullPolicy"]
+__all__ = ["TOO_SLOW", "Backlog", "FullPolicy"]
+
+TOO_SLOW: Final = "too slow"
+"""Why a client, or a consumer, is ended for which more waits than its backlog allows: counted apart from others."""
 
 FullPolicy = Literal["close", "drop_oldest", "drop_newest", "latest"]
 """What happens when a message does not fit into what may wait for a subscriber.

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from backplane.concurrency.context import run_in
 from backplane.errors import InvalidMessageError, LifecycleError, SlowConsumerError
+from backplane.fanout.backlog import TOO_SLOW
 from backplane.fanout.outbox import GAP_BYTES
 from backplane.fanout.single_receiver import SingleReceiver
 from backplane.fanout.subscriber import BaseSubscriber, JoinRules
-from backplane.journal.events import CLIENT_SLOW, MESSAGE_INVALID
+from backplane.journal.events import CLIENT_ACCEPTED, CLIENT_ENDED, CLIENT_SLOW, MESSAGE_INVALID
 from backplane.journal.journal import Journal
 from backplane.message import Message
 from backplane.statistics import Counters
@@ -67,6 +68,7 @@ class Subscription(BaseSubscriber):
         self._receiver: SingleReceiver = SingleReceiver()
         self._has_joined: bool = False
         self._positions: dict[str, Position | None] = {}  # of what is taken, by channel with a history
+        self._began_at: float | None = None
 
     @property
     def kind(self) -> str:
@@ -168,6 +170,25 @@ class Subscription(BaseSubscriber):
         self.end()
         if waiting := self._outbox.clear():
             self._statistics.count_loss(self._consumer, "discarded", waiting)
+
+    def log_begin(self) -> None:
+        """Log that it receives from now on."""
+        self._began_at = asyncio.get_running_loop().time()
+        if logger.isEnabledFor(logging.DEBUG):
+            self._journal.log(logger, CLIENT_ACCEPTED, "%(kind)s %(connection)s begins", **self.named)
+
+    def log_end(self, by: str | None = None, reason: str | None = None) -> None:
+        """Log and keep how it ends, if it had begun; by default by the worker, or else by the application."""
+        if self._began_at is not None:
+            self._journal.log(
+                logger,
+                CLIENT_ENDED,
+                "%(kind)s %(connection)s is ended by the %(by)s",
+                by=by or ("worker" if self._ended else "application"),
+                reason=TOO_SLOW if self._overrun else reason,
+                seconds=asyncio.get_running_loop().time() - self._began_at,
+                **self.named,
+            )
 
     def __aiter__(self) -> AsyncIterator[Message | Gap]:
         return self

@@ -68,12 +68,17 @@ LINK_RETRY: Final = _event(
     _WARNING,
     "url seconds tries reason",
     "There is still no link: a new kind of error, or one that is known, in intervals that double. Each try at DEBUG.",
+    "details",
 )
 LINK_SUPERVISOR_FAILED: Final = _event(
     "link.supervisor_failed", _CRITICAL, "", "What rebuilds the link has failed: restart the worker.", "states"
 )
 PROBE_DENIED: Final = _event(
-    "probe.denied", _WARNING, "channel reason", "The broker refuses the delivery probe: a silent link goes unnoticed."
+    "probe.denied",
+    _WARNING,
+    "channel reason",
+    "The broker refuses the delivery probe: a silent link goes unnoticed.",
+    "broker",
 )
 ADAPTER_FAULT: Final = _event(
     "adapter.fault",
@@ -87,14 +92,21 @@ BROKER_MISFIT: Final = _event(
     _WARNING,
     "url database username topic reason",
     "The broker is set up in a way that loses messages or clients.",
+    "broker",
 )
 BROKER_CHANGED: Final = _event(
-    "broker.changed", _WARNING, "url reason", "The broker is another one, or has another role: the link moves."
+    "broker.changed",
+    _WARNING,
+    "url reason",
+    "The broker is another one, or has another role: the link moves.",
+    "broker",
 )
 BROKER_READ_ONLY: Final = _event(
-    "broker.read_only", _WARNING, "url reason", "The broker lets this process subscribe, and not publish."
+    "broker.read_only", _WARNING, "url reason", "The broker lets this process subscribe, and not publish.", "broker"
 )
-BROKER_DETAIL: Final = _event("broker.detail", _DEBUG, "url reason", "What an adapter does that needs no action.")
+BROKER_DETAIL: Final = _event(
+    "broker.detail", _DEBUG, "url reason", "What an adapter does that needs no action.", "details"
+)
 
 # --- channels, messages, gaps ---
 
@@ -113,7 +125,11 @@ CHANNEL_UNCONFIRMED: Final = _event(
     "refusals",
 )
 CHANNEL_REVOKED: Final = _event(
-    "channel.revoked", _WARNING, "channels count reason", "The broker ended subscriptions, which are made again."
+    "channel.revoked",
+    _WARNING,
+    "channels count reason",
+    "The broker ended subscriptions, which are made again.",
+    "broker",
 )
 CHANNEL_PATTERN: Final = _event(
     "channel.pattern", _WARNING, "channel", "A channel name looks like a pattern, and is none."
@@ -158,6 +174,7 @@ HISTORY_MISFIT: Final = _event(
     _WARNING,
     "channel stream topic partition bytes url reason",
     "A history cannot be kept, or not as its rule asks.",
+    "broker",
 )
 HISTORY_LOST: Final = _event(
     "history.lost",
@@ -167,13 +184,18 @@ HISTORY_LOST: Final = _event(
     "gaps",
 )
 HISTORY_RETRY: Final = _event(
-    "history.retry", _WARNING, "stream reason", "A history cannot be read or written at present; it is tried again."
+    "history.retry",
+    _WARNING,
+    "stream reason",
+    "A history cannot be read or written at present; it is tried again.",
+    "details",
 )
 HISTORY_CREATED: Final = _event(
     "history.created",
     _INFO,
     "channel stream topic partitions replicas brokers",
     "A stream or a topic was created, as the options ask for.",
+    "broker",
 )
 
 # --- clients ---
@@ -227,7 +249,11 @@ HOOK_FAILED: Final = _event(
     "faults",
 )
 TOKEN_KEYS: Final = _event(
-    "token.keys", _WARNING, "host reason", "The keys of an issuer cannot be fetched; at INFO that they are again."
+    "token.keys",
+    _WARNING,
+    "host reason",
+    "The keys of an issuer cannot be fetched; at INFO that they are again.",
+    "faults",
 )
 
 # --- the worker ---
@@ -238,9 +264,9 @@ DRAIN_STARTED: Final = _event(
 DRAIN_HANDLERS_LEFT: Final = _event(
     "drain.handlers_left", _WARNING, "handlers", "Handlers did not end with their connection.", "states"
 )
-DRAIN_FAILED: Final = _event("drain.failed", _ERROR, "", "The drain failed; the server ends all the same.")
+DRAIN_FAILED: Final = _event("drain.failed", _ERROR, "", "The drain failed; the server ends all the same.", "faults")
 DEPLOYMENT_ISOLATED: Final = _event(
-    "deployment.isolated", _WARNING, "url workers", "Workers do not reach each other, as they are set up."
+    "deployment.isolated", _WARNING, "url workers", "Workers do not reach each other, as they are set up.", "broker"
 )
 DEPLOYMENT_UNSTOPPED: Final = _event(
     "deployment.unstopped", _WARNING, "url", "An event loop has ended before its backplane was stopped."
@@ -262,20 +288,40 @@ ADMIN_ACTION: Final = _event(
 # --- workers among each other ---
 
 SCRAPE_FAILED: Final = _event(
-    "scrape.failed", _WARNING, "sibling reason", "The metrics of a worker are missing in a scrape of its siblings."
+    "scrape.failed",
+    _WARNING,
+    "sibling reason",
+    "The metrics of a worker are missing in a scrape of its siblings.",
+    "faults",
 )
 CLUSTER_FAILED: Final = _event(
-    "cluster.failed", _WARNING, "channel workers reason", "What workers send each other could not be sent or received."
+    "cluster.failed",
+    _WARNING,
+    "channel workers reason",
+    "What workers send each other could not be sent or received.",
+    "faults",
 )
 COMMAND_REJECTED: Final = _event(
-    "command.rejected", _WARNING, "channel reason", "A message on the control channel is none, or not signed."
+    "command.rejected",
+    _WARNING,
+    "channel reason",
+    "A message on the control channel is none, or not signed.",
+    "refusals",
 )
 COMMAND_FAILED: Final = _event(
     "command.failed", _ERROR, f"error {_CLIENT} channel", "A command could not be applied.", "faults"
 )
 PEER_REFUSED: Final = _event(
-    "peer.refused", _WARNING, "peer user reason", "ipc: a process is no worker of ours, or does not speak the protocol."
+    "peer.refused",
+    _WARNING,
+    "peer user reason",
+    "ipc: a process is no worker of ours, or does not speak the protocol.",
+    "refusals",
 )
 PEER_LOST: Final = _event(
-    "peer.lost", _WARNING, "peer bytes reason", "ipc: another worker does not answer, or could not be reached."
+    "peer.lost",
+    _WARNING,
+    "peer bytes reason",
+    "ipc: another worker does not answer, or could not be reached.",
+    "broker",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -17,9 +18,12 @@ PREFIX: Final = "backplane."
 
 _MAX_CHARACTERS: Final = 1_000
 
+# Of a URL that an error of a broker or a library quotes; the adapters mask their own.
+_PASSWORD: Final = re.compile(r"(://[^\s:/@\[]*):(?!\d+[/?])[^\s,]+@")
+
 
 def flat(fields: Mapping[str, object]) -> dict[str, Value]:
-    """Return fields as values that can be logged: texts are cut, and what is `None` is left out."""
+    """Return fields as values that can be logged: texts are cut, passwords of URLs masked, `None` is left out."""
     return {name: _flat(value) for name, value in fields.items() if value is not None}
 
 
@@ -36,7 +40,10 @@ def extra(event: str, fields: Mapping[str, Value]) -> dict[str, Value]:
 def _flat(value: object) -> Value:
     if isinstance(value, bool | int | float):
         return value
-    return str(value)[:_MAX_CHARACTERS]
+    text = str(value)
+    if "://" in text:
+        text = _PASSWORD.sub(r"\1:***@", text)
+    return text[:_MAX_CHARACTERS]
 
 
 def _printable(text: str) -> str:

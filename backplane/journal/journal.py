@@ -14,7 +14,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Final
 
 from backplane.journal.fields import flat
-from backplane.journal.ring import Ring
+from backplane.journal.ring import Ring, rings_of_loop
 from backplane.journal.writing import write_line
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ __all__ = ["Journal"]
 _WINDOW_SECONDS: Final = 10.0
 _BURST: Final = 5
 
-_SUMMARY: Final = "%(suppressed)d more within %(window_seconds)g s, the last one: %(last)s"
+_MORE: Final = "%(suppressed)d more within %(window_seconds)g s, the last one: %(last)s"
+_ALL: Final = "%(suppressed)d within %(window_seconds)g s, the last one: %(last)s"
 
 
 class Journal:
@@ -37,7 +38,8 @@ class Journal:
 
     So each kind writes few lines per window, whatever its rate, and every event is counted in the log. Those that are
     counted are logged one by one where the level DEBUG is on. A kind is a message before its fields are put in, at one
-    level of one logger; so there are few. A timer exists only while a count is not logged yet.
+    level of one logger; so there are few. A timer exists only while a count is not logged yet. Of what happens to all
+    clients for one reason, which has its own line, only the count is logged (`of_many`).
 
     What an operator looks for later is kept in memory too, whatever the level of the log: see `recent`.
 
@@ -67,6 +69,7 @@ class Journal:
         *,
         level: int | None = None,
         exc_info: BaseException | None = None,
+        of_many: bool = False,
         **fields: object,
     ) -> None:
         """Log an event, or count it; and keep it, if it is of a kind that is kept.
@@ -77,6 +80,8 @@ class Journal:
             message: The sentence, into which fields are put: `"closing connection %(connection)s: %(reason)s"`.
             level: Instead of that of the event.
             exc_info: An error; its traceback is logged with the events that are logged at once.
+            of_many: The same happens to many clients at a time, for one reason: they are counted from the first one on,
+                and one line at the end of the window has their number.
             **fields: What a program can read: texts, numbers, errors (as texts); `None` is left out.
         """
         level = event.level if level is None else level
@@ -85,13 +90,15 @@ class Journal:
             return
         values = flat(fields)
         if event.kept is not None:
-            self._ring.add(event.kept, time.time(), event.name, level, message, values)
+            for ring in (self._ring,) if self._worker else (self._ring, *rings_of_loop()):
+                ring.add(event.kept, time.time(), event.name, level, message, values)
         if not is_logged:
             return
+        most = 0 if of_many else self._burst
         burst = self._bursts.get((logger.name, level, message))
         if burst is None:
             burst = self._bursts[logger.name, level, message] = _Burst(logger, level, message, self._worker)
-        if burst.passes(self._burst, self._window_seconds):
+        if burst.passes(most, self._window_seconds):
             write_line(logger, level, event.name, message, values, more=self._worker, exc_info=exc_info, stacklevel=2)
             return
         burst.count(event.name, values)
@@ -105,12 +112,21 @@ class Journal:
 
         Args:
             *kinds: Which kinds: `gaps` (with slow clients) and `ended` (connections) and `refusals`, of which 200 are
-                kept, `states` (of the link, of the drain), `actions` (of administrators) and `faults`, of which 100
-                are. Defaults to all.
+                kept, `states` (of the link, of the drain), `actions` (of administrators), `faults` and `broker` (what
+                an adapter found), of which 100 are, and 50 `details`. Defaults to all.
             after: Only those whose `number` is higher. Defaults to all.
             limit: Only so many of the newest. Defaults to all.
         """
         return self._ring.recent(*kinds, after=after, limit=limit)
+
+    def open(self) -> None:
+        """Keep what parts of this event loop log that know no worker, such as the adapter, until `close`."""
+        self._ring.open()
+
+    def close(self) -> None:
+        """Keep no more of it, and log every count."""
+        self._ring.close()
+        self.flush()
 
     def flush(self) -> None:
         """Log every count at once, and cancel the timers."""
@@ -130,6 +146,7 @@ class _Burst:
         "_level",
         "_logger",
         "_message",
+        "_most",
         "_timer",
         "_window_seconds",
         "_worker",
@@ -144,6 +161,7 @@ class _Burst:
         self._fields: Mapping[str, Value] = {}
         self._count = 0
         self._left = 0
+        self._most = 0
         self._ends_at = float("-inf")
         self._window_seconds = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -154,7 +172,7 @@ class _Burst:
         if now >= self._ends_at:
             self._ends_at = now + window_seconds
             self._window_seconds = window_seconds
-            self._left = most
+            self._left = self._most = most
         self._left -= 1
         return self._left >= 0
 
@@ -171,7 +189,8 @@ class _Burst:
         self._timer = None
         fields = {**self._fields, "suppressed": self._count, "window_seconds": self._window_seconds}
         fields["last"] = self._message % fields
-        write_line(self._logger, self._level, self._event, _SUMMARY, fields, more=self._worker)
+        message = _MORE if self._most else self._message if self._count == 1 else _ALL
+        write_line(self._logger, self._level, self._event, message, fields, more=self._worker)
         self._count, self._fields = 0, {}
 
     def _end_window(self) -> None:

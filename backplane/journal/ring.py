@@ -1,20 +1,26 @@
-"""The last events of this worker, in memory: few of each kind, so that a burst of one kind displaces no other."""
+"""The last events of this worker, in memory: few of each kind, so that a burst of one kind displaces no other.
+
+Parts that know no worker, such as the adapters, log too. What they log is kept by every worker of their event loop,
+which is one, unless a process has several backplanes: a line names its broker then.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypedDict
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from backplane.journal.fields import Value
 
-__all__ = ["Entry", "Kept", "Ring"]
+__all__ = ["KINDS", "Entry", "Kept", "Ring", "rings_of_loop"]
 
-Kept = Literal["gaps", "states", "ended", "refusals", "actions", "faults"]
+Kept = Literal["gaps", "states", "ended", "refusals", "actions", "faults", "broker", "details"]
 """The kinds of events that are kept."""
 
 _SIZES: Final[Mapping[Kept, int]] = {
@@ -24,7 +30,12 @@ _SIZES: Final[Mapping[Kept, int]] = {
     "refusals": 200,
     "actions": 100,
     "faults": 100,
+    "broker": 100,
+    "details": 50,
 }
+
+KINDS: Final = tuple(_SIZES)
+"""All kinds."""
 
 
 class Entry(TypedDict):
@@ -70,7 +81,7 @@ class _Recorded:
 
 
 class Ring:
-    """Keeps the last events of each kind: 200 gaps and slow clients, ended connections, refusals; 100 of the others."""
+    """Keeps the last events of each kind: 200 gaps and slow clients, ended connections, refusals; fewer of others."""
 
     __slots__ = ("_by_kind", "_count")
 
@@ -94,3 +105,22 @@ class Ring:
         found = [kept for kind in kinds or self._by_kind for kept in tuple(self._by_kind[kind]) if kept.number > after]
         found.sort(key=lambda kept: kept.number)
         return [kept.entry() for kept in (found if limit is None else found[max(0, len(found) - limit) :])]
+
+    def open(self) -> None:
+        """Keep what the parts of this event loop log that know no worker; until `close`."""
+        _by_loop.setdefault(asyncio.get_running_loop(), {})[self] = None
+
+    def close(self) -> None:
+        """Keep it no longer; what is kept stays."""
+        _by_loop.get(asyncio.get_running_loop(), {}).pop(self, None)
+
+
+_by_loop: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Ring, None]]] = WeakKeyDictionary()
+
+
+def rings_of_loop() -> Collection[Ring]:
+    """Return the rings of the workers of this event loop; none outside of one."""
+    try:
+        return _by_loop.get(asyncio.get_running_loop(), {})
+    except RuntimeError:
+        return ()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from backplane.journal.fields import PREFIX, Value, extra, flat
 from backplane.journal.names import names_are_hidden, without_names
 from backplane.journal.place import place_of
+from backplane.journal.ring import rings_of_loop
 
 if TYPE_CHECKING:
     import logging
@@ -27,7 +29,9 @@ def write(
     exc_info: BaseException | None = None,
     **fields: object,
 ) -> None:
-    """Log an event that no worker keeps, and that cannot come in bursts. For what has a `Journal` there is its `log`.
+    """Log an event that cannot come in bursts, of a part that has no `Journal`; for one that has there is its `log`.
+
+    The workers of this event loop keep it, if it is of a kind that is kept.
 
     Args:
         logger: Of the module that logs.
@@ -38,8 +42,15 @@ def write(
         **fields: What a program can read: texts, numbers, errors (as texts); `None` is left out.
     """
     level = event.level if level is None else level
-    if logger.isEnabledFor(level):
-        write_line(logger, level, event.name, message, flat(fields), exc_info=exc_info, stacklevel=2)
+    is_logged = logger.isEnabledFor(level)
+    if not is_logged and event.kept is None:
+        return
+    values = flat(fields)
+    if event.kept is not None:
+        for ring in rings_of_loop():
+            ring.add(event.kept, time.time(), event.name, level, message, values)
+    if is_logged:
+        write_line(logger, level, event.name, message, values, exc_info=exc_info, stacklevel=2)
 
 
 def write_line(

@@ -13,6 +13,7 @@ from backplane.connection.connection import Connection
 from backplane.connection.ending import has_a_line, refusal, what_was_refused
 from backplane.connection.expiry import check_permission
 from backplane.errors import (
+    BrokerError,
     ClosedError,
     OriginRefusedError,
     PermissionExpiredError,
@@ -253,6 +254,7 @@ class ConnectionScope(AbstractAsyncContextManager[Connection]):
             CLIENT_REFUSED,
             "refused a WebSocket: %(reason)s",
             level=level,
+            of_many=isinstance(error, BrokerError),
             what=what_was_refused(error),
             reason=error,
             **self._driver.named,

@@ -24,7 +24,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.responses import Response
 
-from backplane.connection.ending import TOO_SLOW, what_was_refused
+from backplane.connection.ending import what_was_refused
 from backplane.connection.expiry import check_permission, moment_of
 from backplane.errors import (
     BackplaneError,
@@ -46,7 +46,7 @@ from backplane.fanout.subscriber_options import (
     previous_token,
 )
 from backplane.fanout.subscription import Subscription
-from backplane.journal.events import CLIENT_CLOSED, CLIENT_ENDED, CLIENT_REFUSED, CLIENT_UNREAD
+from backplane.journal.events import CLIENT_CLOSED, CLIENT_REFUSED, CLIENT_UNREAD
 from backplane.lane import abort, when_gone
 from backplane.option_checks import check_number
 from backplane.web.client_address import address_key
@@ -81,7 +81,9 @@ logger: Final = logging.getLogger("backplane.web.sse")
 
 # How long a client may take, once its stream has ended, to receive what waits for it.
 _END_SECONDS: Final = 1.0
+
 _EXPIRED: Final = "permission has run out"
+_TOO_OLD: Final = "max_age_seconds"
 
 _LATER: Final = frozenset({429, 503})
 
@@ -196,8 +198,7 @@ class EventStream(Subscription):
         self._deadline: asyncio.Timeout | None = None
         self.is_abandoned: bool = False
         self._has_begun: bool = False
-        self._has_expired: bool = False
-        self._ended_by: str = ""
+        self._end_reason: str | None = None
 
     _consumer = "sse"
 
@@ -212,11 +213,11 @@ class EventStream(Subscription):
 
     def retire(self, code: int, reason: str, /) -> None:
         """End: the worker drains. There is no close code in HTTP."""
-        self.end()
+        self._end_for(reason)
 
     async def close(self, code: int, reason: str, /) -> None:
-        """End: the worker stops."""
-        self.end()
+        """End: the worker stops, or a command ends it."""
+        self._end_for(reason)
 
     def send(self, data: str | bytes) -> None:
         """Send what the application itself sends, after what waits."""
@@ -226,7 +227,6 @@ class EventStream(Subscription):
     def end(self) -> None:
         """End after what already waits, which the client has a second to receive. Ending again changes nothing."""
         if not self._ended:
-            self._ended_by = "worker"
             super().end()
             if self._has_begun:  # else its joins fail, and the answer to the client reports that
                 self._finish_within(_END_SECONDS)
@@ -234,16 +234,8 @@ class EventStream(Subscription):
     def abandon(self) -> None:
         """End at once: the client is gone."""
         self.is_abandoned = True
-        self._ended_by = self._ended_by or "client"
         super().end()
         self._finish_within(0)
-
-    def log_ended(self) -> None:
-        """Log and keep how it has ended, if it has begun."""
-        if self._has_begun:
-            reason = TOO_SLOW if self._overrun else _EXPIRED if self._has_expired else None
-            words = "event stream %(connection)s was ended by the %(by)s"
-            self._journal.log(logger, CLIENT_ENDED, words, by=self._ended_by, reason=reason, **self.named)
 
     @asynccontextmanager
     async def while_there(self, scope: Scope, receive: Receive) -> AsyncGenerator[None]:
@@ -282,6 +274,7 @@ class EventStream(Subscription):
     async def send_to(self, send: Send, response: _EventStreamResponse) -> None:
         """Send everything, from the headers to the end."""
         self._has_begun = True
+        self.log_begin()
         self._enter_channels()
         timers = self._timers(response.expires_at)
         give_up_seconds = 2 * response.heartbeat_seconds
@@ -290,11 +283,13 @@ class EventStream(Subscription):
             await self._send(send, _body(response.hint() + encode_position(self._last_id())), give_up_seconds)
             while (chunk := await self._next_chunk(response.heartbeat_seconds)) is not None:
                 await self._send(send, _body(chunk), give_up_seconds)
-            end = encode_expired(self._last_id()) if self._has_expired else b""
+            end = encode_expired(self._last_id()) if self._end_reason == _EXPIRED else b""
             await self._send(send, _body(end + response.hint(), more=False), give_up_seconds)
         finally:
             for timer in timers:
                 timer.cancel()
+            is_ended_here = self._overrun or self._end_reason is not None
+            self.log_end("worker" if is_ended_here else "client", self._end_reason)
 
     def _note_overrun(self) -> None:
         self._statistics.slow_streams += 1
@@ -334,13 +329,17 @@ class EventStream(Subscription):
         if expires_at is not None:
             timers.append(loop.call_later(max(0, expires_at - time.time()), self._expire))
         if self._max_age_seconds is not None:
-            timers.append(loop.call_later(self._max_age_seconds, self.end))
+            timers.append(loop.call_later(self._max_age_seconds, self._end_for, _TOO_OLD))
         return timers
 
     def _expire(self) -> None:
-        self._has_expired = True
         words = "ending event stream %(connection)s: its permission has run out"
         self._journal.log(logger, CLIENT_CLOSED, words, reason=_EXPIRED, **self.named)
+        self._end_for(_EXPIRED)
+
+    def _end_for(self, reason: str) -> None:
+        if not self._ended:
+            self._end_reason = reason
         self.end()
 
     def _finish_within(self, seconds: float | None) -> None:
@@ -401,7 +400,6 @@ class _EventStreamResponse(Response):
                 await self._answer(stream, scope, receive, send)
             finally:  # at once: the next request may be here already
                 stream.discard()
-                stream.log_ended()
                 runtime.clients.unregister(stream, partial(when_gone, scope))
         if self.background is not None:
             await self.background()
@@ -473,6 +471,7 @@ class _EventStreamResponse(Response):
             CLIENT_REFUSED,
             "refused an event stream: %(reason)s",
             level=None if is_warning else logging.INFO,
+            of_many=isinstance(error, BrokerError),
             what=what_was_refused(error),
             reason=error,
             **stream.named,

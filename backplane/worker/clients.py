@@ -135,7 +135,14 @@ class ClientRegistry:
         if self.is_draining:
             words = "refused a client: this worker drains"
             self._journal.log(
-                logger, CLIENT_REFUSED, words, level=logging.INFO, what="draining", reason="drains", **client.named
+                logger,
+                CLIENT_REFUSED,
+                words,
+                level=logging.INFO,
+                of_many=True,
+                what="draining",
+                reason="drains",
+                **client.named,
             )
             raise ClosedError("this worker is about to end: connect again, to another one")
         if self._max_connections is not None and len(self) >= self._max_connections:

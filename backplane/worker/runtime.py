@@ -253,7 +253,12 @@ class Runtime:
 
     async def start(self) -> None:
         """Open the link, and join the cluster; see `Supervisor.start` and `Cluster.start`."""
-        await self.supervisor.start()
+        self.journal.open()
+        try:
+            await self.supervisor.start()
+        except BaseException:
+            self.journal.close()
+            raise
         self.stalls.start()
         if self.cluster is not None:
             try:
@@ -457,7 +462,7 @@ class Runtime:
             await self.supervisor.stop()
             await self.calls.close()
             self.hub.close()
-            self.journal.flush()
+            self.journal.close()
 
     def count(self) -> Statistics:
         """Return what was counted since the start."""

@@ -7,24 +7,32 @@ import logging
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from fastapi import FastAPI
+from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket  # noqa: TC002  # FastAPI reads it
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin
 
 from backplane import Backplane, Connection, Limits, Settings
+from backplane.centrifugal.endpoint import Accepted, Centrifugal, ConnectRequest
 from backplane.journal.names import show_names
+from backplane.server.uvicorn import DirectLaneProtocol
 from backplane.testing.proxy import FaultProxy
+from tests.brokers.redis import RedisConfig
 from tests.server_in_loop import serving_in_loop
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
     from websockets.asyncio.client import ClientConnection
 
     from backplane.journal.ring import Entry, Kept
     from backplane.worker.runtime import Runtime
     from tests.brokers.broker import Broker
+    from tests.conftest import StartRedis
 
 pytestmark = pytest.mark.anyio
 
@@ -96,7 +104,7 @@ async def test_a_gap_of_many_clients_is_few_lines(redis_broker: Broker, caplog: 
         assert {"link.lost", "link.recovered", "gap.reported", "client.closed"} <= set(events)
         levels = {vars(record)["backplane.event"]: record.levelname for record in lines}
         assert levels["link.lost"] == levels["link.recovered"] == "WARNING"
-        assert sum(vars(record).get("backplane.suppressed", 0) for record in lines) == CLIENTS - 5
+        assert sum(vars(record).get("backplane.suppressed", 0) for record in lines) == CLIENTS
         assert [entry["event"] for entry in kept(backplane, "states")][-2:] == ["link.lost", "link.recovered"]
         assert {entry["fields"]["code"] for entry in kept(backplane, "ended")} == {4000}
         (gap,) = [entry for entry in kept(backplane, "gaps") if entry["event"] == "gap.reported"]
@@ -137,26 +145,84 @@ async def test_every_refusal_has_a_line(caplog: pytest.LogCaptureFixture) -> Non
             ("draining", "eve"),
         ]
         assert all(refusal["reason"] and refusal["connection"] for refusal in refusals)
+        running_of(backplane).journal.flush()  # those of the drain are counted
         lines = [record for record in caplog.records if vars(record).get("backplane.event") == "client.refused"]
         assert len(lines) == len(refusals)
 
 
-async def test_an_end_is_kept_with_its_user(caplog: pytest.LogCaptureFixture) -> None:
-    """What is kept of a connection that ended ties its id to the user, with the code and who closed it."""
+KINDS = {"asgi": "connection", "lane": "connection", "handed-over": "connection", "sdk": "connection"} | {
+    "sse": "event stream",
+    "subscribe": "subscription",
+}
+
+
+@pytest.mark.parametrize("transport", KINDS)
+@pytest.mark.parametrize("by", ["client", "worker"])
+async def test_an_end_is_kept_with_its_user(transport: str, by: str, caplog: pytest.LogCaptureFixture) -> None:
+    """On every transport one line states the begin and one the end, who ended it, and which user it was."""
     caplog.set_level(logging.DEBUG, "backplane")
-    backplane = Backplane("memory://")
-    async with serving_in_loop(application(backplane)) as server:
-        async with connect(f"{server.ws_url}/ws?user=ada&channel=a"):
-            pass
+    backplane = Backplane("memory://", cluster=True)
+    centrifugal = Centrifugal(backplane)
+
+    @centrifugal.on_connect
+    def accept(_connection: Connection, _request: ConnectRequest) -> Accepted:
+        return Accepted(user="ada")
+
+    async def handed_over(websocket: WebSocket) -> None:
+        await backplane.hand_over(websocket, "a", client_key="ada")
+
+    async def stream(request: Request) -> Response:
+        return backplane.sse(request, "a", client_key="ada")
+
+    app = application(backplane)
+    app.router.routes += [
+        WebSocketRoute("/handed-over", handed_over),
+        WebSocketRoute("/sdk", centrifugal.serve),
+        Route("/sse", stream),
+    ]
+    options: dict[str, Any] = {"ws": DirectLaneProtocol} if transport in ("lane", "handed-over") else {}
+    async with serving_in_loop(app, **options) as server:
+        async with asyncio.timeout(WAIT_SECONDS), AsyncExitStack() as stack:
+            if transport == "subscribe":
+                await stack.enter_async_context(backplane.subscribe("a"))
+            elif transport == "sse":
+                http = await stack.enter_async_context(httpx.AsyncClient(trust_env=False))
+                await stack.enter_async_context(http.stream("GET", f"{server.http_url}/sse"))
+            else:
+                paths = {"handed-over": "handed-over", "sdk": "sdk"}
+                path = paths.get(transport, "ws?user=ada&channel=a")
+                client = await stack.enter_async_context(connect(f"{server.ws_url}/{path}", proxy=None))
+                if transport == "sdk":
+                    await client.send('{"id":1,"connect":{}}')
+                    await client.recv()
+            if by == "worker":
+                await backplane.stop()
         async with asyncio.timeout(WAIT_SECONDS):
-            while not (ended := kept(backplane, "ended")):
+            while not (lines := [line for line in caplog.records if event_of(line) == "client.ended"]):
                 await asyncio.sleep(0)
-        fields = ended[0]["fields"]
-        assert (fields["client_key"], fields["by"], fields["kind"]) == ("ada", "client", "connection")
-        began = [vars(record) for record in caplog.records if vars(record).get("backplane.event") == "client.accepted"]
-        assert [(line["backplane.connection"], line["backplane.client_key"]) for line in began] == [
-            (fields["connection"], "ada")
-        ]
+    (end,) = map(vars, lines)
+    ended_by = "application" if transport == "subscribe" and by == "client" else by
+    assert (end["backplane.kind"], end["backplane.by"]) == (KINDS[transport], ended_by)
+    assert end.get("backplane.client_key") == (None if transport == "subscribe" else "ada")
+    assert end["backplane.seconds"] >= 0
+    began = [vars(record) for record in caplog.records if event_of(record) == "client.accepted"]
+    assert [line["backplane.connection"] for line in began] == [end["backplane.connection"]]
+
+
+def event_of(record: logging.LogRecord) -> object:
+    """Return the event of a line."""
+    return vars(record).get("backplane.event")
+
+
+async def test_what_adapters_log_is_kept(private_redis: StartRedis) -> None:
+    """What an adapter logs is among the events of its worker, without the password."""
+    users = ("alice on >s3cret +@all -role -info ~* &*",)
+    broker = private_redis(RedisConfig(users=users, login="alice:s3cret"))
+    async with Backplane(broker.url, cluster=True) as backplane:
+        [found] = (await backplane.recent_events(kinds=["broker", "states"])).by_worker.values()
+        assert [event["event"] for event in found] == ["broker.misfit", "link.live"]
+        assert "does not grant this user ROLE" in found[0]["text"]
+        assert "s3cret" not in str(found)
 
 
 async def test_hidden_names(caplog: pytest.LogCaptureFixture) -> None:

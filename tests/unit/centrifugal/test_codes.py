@@ -23,7 +23,7 @@ from backplane import (
 )
 from backplane.centrifugal.codes import CommandError, Disconnect, close_frame, close_of, error_of
 from backplane.close_codes import CloseCode
-from backplane.connection.ending import TOO_SLOW
+from backplane.fanout.backlog import TOO_SLOW
 
 
 @pytest.mark.parametrize(

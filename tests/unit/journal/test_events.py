@@ -19,7 +19,7 @@ from mkdocs_hooks.sources import source_files
 CONSTANTS = {name: event for name, event in vars(events).items() if isinstance(event, Event)}
 # Fields of any line: what the journal and the writing of a line add, and the keywords of both.
 OF_ANY_LINE = {"worker", "error", "suppressed", "window_seconds", "last"}
-NO_FIELDS = {"level", "exc_info"}
+NO_FIELDS = {"level", "exc_info", "of_many"}
 OF_CLIENTS = {"kind", "connection", "client_key"}
 
 
@@ -92,6 +92,19 @@ def test_fields_are_those_of_the_event(event: str) -> None:
     known = {*CONSTANTS[event].fields, *OF_ANY_LINE}
     unknown = {place: fields - known for place, fields in passed_fields().get(event, {}).items() if fields - known}
     assert unknown == {}
+
+
+def test_what_adapters_log_is_kept() -> None:
+    """Each event that an adapter logs is of a kind that the worker keeps."""
+    of_adapters = {
+        node.id
+        for name, tree in trees()
+        if name.startswith("adapters/")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and node.id in CONSTANTS
+    }
+    assert len(of_adapters) > 10
+    assert sorted(name for name in of_adapters if CONSTANTS[name].kept is None) == []
 
 
 def test_fields_fill_the_sentences() -> None:

@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backplane.journal.events import CLIENT_CLOSED, CLIENT_SLOW, GAP_REPORTED, HOOK_FAILED, LINK_LOST
+from backplane.journal.events import (
+    BROKER_CHANGED,
+    CLIENT_CLOSED,
+    CLIENT_SLOW,
+    GAP_REPORTED,
+    HOOK_FAILED,
+    LINK_LOST,
+    PEER_REFUSED,
+)
 from backplane.journal.journal import Journal
+from backplane.journal.writing import write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -247,6 +256,39 @@ async def test_recent_is_json() -> None:
     assert journal.recent("gaps", "states", after=1) == [slow]
     assert journal.recent(limit=1) == [slow]
     assert journal.recent(limit=0) == journal.recent("ended") == []
+
+
+async def test_count_alone(lines: Lines) -> None:
+    """What happens to many for one reason is their number at the end, and each at DEBUG; a single one is itself."""
+    journal = Journal()
+    for number in range(30):
+        journal.log(logger, CLIENT_CLOSED, "closing %(connection)s", of_many=True, connection=number)
+    assert lines.texts == []
+    journal.flush()
+    assert lines.texts == ["30 within 10 s, the last one: closing 29"]
+    logger.setLevel(logging.DEBUG)
+    journal.log(logger, CLIENT_CLOSED, "one %(connection)s", of_many=True, connection=1)
+    journal.flush()
+    assert [(record.levelname, record.getMessage()) for record in lines.records[1:]] == [
+        ("DEBUG", "one 1"),
+        ("INFO", "one 1"),
+    ]
+
+
+async def test_parts_that_know_no_worker(lines: Lines) -> None:
+    """What an adapter logs is kept by the workers of its event loop while they are open, whatever the level is."""
+    worker, other, of_adapter = Journal(worker="w"), Journal(worker="o"), Journal()
+    write(logger, BROKER_CHANGED, "too early")
+    worker.open()
+    write(logger, BROKER_CHANGED, "to %(url)s", level=logging.DEBUG, url="redis://ada:s3cret@one:1")
+    of_adapter.log(logger, PEER_REFUSED, "a stranger")
+    worker.log(logger, LINK_LOST, "lost")
+    worker.close()
+    write(logger, BROKER_CHANGED, "too late")
+    assert [entry["text"] for entry in worker.recent()] == ["to redis://ada:***@one:1", "a stranger", "lost"]
+    assert [entry["text"] for entry in of_adapter.recent()] == ["a stranger"]
+    assert other.recent() == []
+    assert lines.texts == ["too early", "a stranger", "lost", "too late"]
 
 
 async def test_count_has_no_context() -> None:

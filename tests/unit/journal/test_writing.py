@@ -127,3 +127,14 @@ def test_level_that_is_off(caplog: pytest.LogCaptureFixture) -> None:
     write(logger, LINK_LOST, "shown %(generation)d", level=logging.ERROR, generation=4)
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [("ERROR", "shown 4")]
     assert caplog.records[0].filename == "test_writing.py"
+
+
+def test_password_in_a_url(caplog: pytest.LogCaptureFixture) -> None:
+    """The password of a URL in an error, of a broker or a library, is masked in fields and sentences."""
+    error = OSError("redis://ada:p@ss/word@one:1, then nats://bob@two:2, and amqp://:x@y")
+    write(logger, LINK_LOST, "lost: %(reason)s", reason=error)
+    write(logger, LINK_LOST, "lost: %(reason)s", reason="http://one:80/?to=a@b and http://[::1]:80/a@b")
+    assert caplog.messages == [
+        "lost: redis://ada:***@one:1, then nats://bob@two:2, and amqp://:***@y",
+        "lost: http://one:80/?to=a@b and http://[::1]:80/a@b",
+    ]

@@ -198,6 +198,12 @@ class Client:
         self.more = event.get("more_body", False)
 
 
+def ends(backplane: Backplane) -> list[tuple[object, object]]:
+    """Return who ended each stream, and why."""
+    ended = [entry["fields"] for entry in running_of(backplane).journal.recent("ended")]
+    return [(fields["by"], fields.get("reason")) for fields in ended if fields["kind"] == "event stream"]
+
+
 @asynccontextmanager
 async def streaming(client: Client, response: ASGIApp) -> AsyncGenerator[asyncio.Task[None]]:
     """Stream to a client, from its first byte on, and in the end until its handler has ended."""
@@ -304,6 +310,7 @@ async def test_drain() -> None:
         assert await events.take() == "data: last"
         await asyncio.wait_for(streams.backplane.drain(), WAIT_SECONDS)
         assert (await streams.backplane.health()).connections == 0
+        assert ends(streams.backplane) == [("worker", "restart")]
         rest = await events.rest()
         assert rest.startswith("retry: ")
         assert rest.endswith("\n\n")
@@ -601,6 +608,7 @@ async def test_permission_that_runs_out() -> None:
         await client.gets(stream_of(backplane, "a", expires_at=time.time() + EXPIRY_SECONDS))
         assert re.fullmatch(r"retry: \d+\n\nevent: expired\ndata: {}\n\nretry: \d+\n\n", client.text)
         assert (client.more, list(running_of(backplane).hub.channels)) == (False, [])
+        assert ends(backplane) == [("worker", "permission has run out")]
 
 
 async def test_largest_age() -> None:
@@ -610,6 +618,7 @@ async def test_largest_age() -> None:
         await client.gets(stream_of(backplane, "a"))
         assert re.fullmatch(r"retry: \d+\n\nretry: \d+\n\n", client.text)
         assert not client.more
+        assert ends(backplane) == [("worker", "max_age_seconds")]
 
 
 @pytest.mark.parametrize("of", ["send_error", "receive_error"])
@@ -702,6 +711,7 @@ async def test_slow_client_that_reads_on(caplog: pytest.LogCaptureFixture) -> No
         assert client.sent[1:3] == [b"data: 0\n\n", b"data: 1\n\n"]
         assert client.sent[3].startswith(b"retry: ")
         assert not client.more
+        assert ends(backplane) == [("worker", "too slow")]
         assert (await backplane.health()).connections == 0
         assert (backplane.statistics().slow_streams, backplane.statistics().streams_closed) == (1, 1)
     assert "is too slow for channel 'a': ending it" in caplog.text
@@ -740,6 +750,7 @@ async def test_client_that_goes_while_it_does_not_read() -> None:
         async with streaming(client, stream_of(backplane, "a")):
             client.gone.set()
         assert client.sent == []
+        assert ends(backplane) == [("client", None)]
 
 
 async def test_cancelled_handler() -> None:

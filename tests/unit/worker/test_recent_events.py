@@ -24,6 +24,10 @@ async def test_events_of_all_workers() -> None:
         assert ended == ["user 0", "user 1", "user 2"]
         [last] = (await backplane.recent_events(limit=1)).by_worker.values()
         assert last == found[-1:]
+        [states] = (await backplane.recent_events(kinds=["states"])).by_worker.values()
+        assert [event["event"] for event in states] == ["link.live"]
+        with pytest.raises(ConfigurationError, match="kinds are some of"):
+            await backplane.recent_events(kinds=["all"])
 
 
 @pytest.mark.parametrize("limit", [0, 1.5, MOST + 1])
@@ -34,7 +38,7 @@ async def test_limit(limit: int) -> None:
             await backplane.recent_events(limit=limit)
 
 
-@pytest.mark.parametrize("limit", [None, -1, "x", 10**9])
-async def test_question_of_another_release(limit: object) -> None:
-    """What is no limit is not one."""
-    assert await answer_with(Journal())(Command(kind="events", arguments={"limit": limit})) == []
+@pytest.mark.parametrize("wrong", [None, -1, "x", 10**9, [1], ["other"]])
+async def test_question_of_another_release(wrong: object) -> None:
+    """What is no limit or no kind is not one."""
+    assert await answer_with(Journal())(Command(kind="events", arguments={"limit": wrong, "kinds": wrong})) == []
