@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,13 +18,10 @@ if TYPE_CHECKING:
     from backplane.cluster_types import Answers, Worker
     from backplane.core import Backplane
     from backplane.stats.overview import Overview, Problem
-    from backplane.worker.runtime import Runtime
 
 __all__ = ["inspect_workers"]
 
 _ANSWER_SECONDS: Final = 2.0
-_PATH_SECONDS: Final = 2.0
-_STEP_SECONDS: Final = 0.1
 _FILES_SHARE: Final = 0.8
 _FINE: Final = {
     "receives_nothing": "every worker answers",
@@ -68,14 +63,15 @@ async def inspect_workers(
                 yield finding
             if overview.asked:
                 on_progress("asking the workers for their settings")
-                for finding in _of_descriptions(await _described(backplane, None)):
+                for finding in _of_descriptions(await _described(backplane)):
                     yield finding
             on_progress("asking the broker for its limits")
             for finding in await inspect_configuration(url, {CONTROL: overview.answered} if overview.answered else {}):
                 yield finding
             for channel in channels:
                 on_progress(f"testing channel {channel!r}")
-                yield await _test_path(backplane, channel)
+                for finding in await _of_channel(backplane, channel):
+                    yield finding
     except BrokerError as error:
         notes = " ".join(getattr(error, "__notes__", ()))
         cure = notes or "this program must be allowed to publish and subscribe channels that start with $backplane/"
@@ -107,14 +103,10 @@ def _of_problem(problem: Problem) -> Finding:
 # --- what each worker states of itself ---
 
 
-async def _described(backplane: Backplane, channel: str | None) -> Answers:
-    return await _runtime(backplane).members().lists.describe(channel, _ANSWER_SECONDS)
-
-
-def _runtime(backplane: Backplane) -> Runtime:
+async def _described(backplane: Backplane) -> Answers:
     runtime = backplane._runtime  # pyright: ignore[reportPrivateUsage]
     assert runtime is not None  # it is started
-    return runtime
+    return await runtime.members().lists.describe(_ANSWER_SECONDS)
 
 
 def _of_descriptions(answers: Answers) -> Iterator[Finding]:
@@ -169,45 +161,27 @@ def _files(described: dict[str, dict[str, Any]]) -> Iterator[Finding]:
 # --- a channel ---
 
 
-async def _test_path(backplane: Backplane, channel: str) -> Finding:
-    """Publish a path test, and compare how many each worker with a subscriber has received before and after."""
+async def _of_channel(backplane: Backplane, channel: str) -> list[Finding]:
+    """Return what an explanation finds of a channel: whether a test message reaches every worker with a subscriber."""
     check = "path"
     try:
-        answers = await _described(backplane, channel)
-        before, unknown = _path_tests(answers), list(_without(answers))
-        if not before and unknown:
-            text = f"{channel!r} was not tested: no answer of {_names(unknown)}"
-            return Finding(check=check, level="skipped", text=text)
-        if not before:
-            cure = "is the name right? `backplane top` shows channels that have subscribers"
-            text = f"no worker has a subscriber to {channel!r}"
-            return Finding(check=check, level="warning", text=text, cure=cure)
-        await _runtime(backplane).test_path(channel, os.urandom(8))
-        deadline = asyncio.get_running_loop().time() + _PATH_SECONDS
-        while True:
-            after = _path_tests(await _described(backplane, channel))
-            without = [worker for worker, count in before.items() if after.get(worker, count) <= count]
-            if not without or asyncio.get_running_loop().time() > deadline:
-                break
-            await asyncio.sleep(_STEP_SECONDS)
+        found = await backplane.explain(channel=channel, timeout_seconds=_ANSWER_SECONDS)
     except BackplaneError as error:
-        return Finding(check=check, level="skipped", text=f"{channel!r} was not tested: {error}")
-    if without:
-        cure = f"messages of this channel are lost there: restart it, and see `backplane why --channel {channel}`"
-        text = f"a test on {channel!r} did not reach {_names(without)}, which has subscribers"
-        return Finding(check=check, level="error", text=text, cure=cure)
-    text = f"a test on {channel!r} reached {len(before)} worker{'s' * (len(before) > 1)} with subscribers"
-    text += f"; no answer of {_names(unknown)}" * bool(unknown)
-    return Finding(check=check, level="ok", text=text)
-
-
-def _path_tests(answers: Answers) -> dict[str, int]:
-    """Return how many path tests each worker with a subscriber has received so far."""
-    return {
-        worker: about["path_tests"]
-        for worker, about in _objects(answers).items()
-        if about.get("subscribers") and isinstance(about.get("path_tests"), int)
-    }
+        return [Finding(check=check, level="skipped", text=f"{channel!r} was not tested: {error}")]
+    if found.verdict == "no subscribers":
+        return [Finding(check=check, level="warning", text=found.text, cure=found.cure)]
+    if not any(worker.subscribers for worker in found.workers):
+        return [
+            Finding(check=check, level="skipped", text=f"{channel!r} was not tested: {found.text}", cure=found.cure)
+        ]
+    if faults := [finding for finding in found.findings if finding.is_fault]:
+        return [Finding(check=check, level="error", text=fault.text, cure=fault.cure) for fault in faults]
+    if not found.tested:
+        return [Finding(check=check, level="skipped", text=f"{channel!r} was not tested: {found.not_tested}")]
+    reached = sum(worker.test_received is True for worker in found.workers)
+    text = f"a test on {channel!r} reached {reached} worker{'s' * (reached > 1)} with subscribers"
+    text += f"; no answer of {len(found.missing)}" * bool(found.missing)
+    return [Finding(check=check, level="ok", text=text)]
 
 
 def _without(answers: Answers) -> dict[str, str]:

@@ -57,6 +57,8 @@ class ClientEvidence:
         waiting_messages, waiting_bytes: What waits for it in this package.
         transport_bytes: What the server has buffered for it; `None` where that is not known.
         received_seconds_ago: When it last sent anything, its answers to pings included; `None` where not known.
+        last_messages: Of how many of the last messages of the channel it is known whom they exclude.
+        excluded: How many of these were published with `exclude=` this client.
     """
 
     id: str
@@ -73,6 +75,8 @@ class ClientEvidence:
     waiting_bytes: int = 0
     transport_bytes: int | None = None
     received_seconds_ago: float | None = None
+    last_messages: int = 0
+    excluded: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +134,10 @@ class WorkerEvidence:
         state_seconds: For how long it has been so.
         received_seconds_ago: When the last message came from the broker, a probe included.
         subscribers: How many clients of it have joined the channel.
+        subscribed_seconds_ago: When the first of them did.
+        messages: How many messages of the channel it has received since; `None` where that is not counted.
+        last_message_seconds_ago: When the last of them.
+        published_seconds_ago: When it last published on the channel itself; `None` where that is not known.
         wanted: It has asked the broker to deliver the channel.
         confirmed: The broker has confirmed that.
         refused: Why the broker has refused it; empty where it has not.
@@ -141,6 +149,8 @@ class WorkerEvidence:
         clients: The clients that are meant.
         ended: Those of them that have ended.
         refused_joins: Joins of the channel by them that were refused.
+        near_published: Channels whose names resemble this one's, that it has published to lately, where it has
+            published nothing on this one.
         near_channels: Channels of the worker whose names resemble this one's, where no client has joined it.
         others: The id, host and process of the other workers that it knows to be alive, up to 100.
         near_clients: Users of the worker whose names resemble the one that is asked for, where there is none.
@@ -157,6 +167,10 @@ class WorkerEvidence:
     state_seconds: float = 0.0
     received_seconds_ago: float | None = None
     subscribers: int = 0
+    subscribed_seconds_ago: float | None = None
+    messages: int | None = None
+    last_message_seconds_ago: float | None = None
+    published_seconds_ago: float | None = None
     wanted: bool = False
     confirmed: bool = False
     refused: str = ""
@@ -169,6 +183,7 @@ class WorkerEvidence:
     clients: tuple[ClientEvidence, ...] = ()
     ended: tuple[EndedClient, ...] = ()
     refused_joins: tuple[RefusedJoin, ...] = ()
+    near_published: tuple[str, ...] = ()
     near_channels: tuple[str, ...] = ()
     near_clients: tuple[str, ...] = ()
     others: tuple[tuple[str, str, int], ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from backplane.explain.explanation import Explanation, Finding
-from backplane.explain.rules import delivery, joins, link, workers
+from backplane.explain.rules import delivery, joins, link, publishers, workers
 from backplane.explain.wording import count
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ _RULES: Final[tuple[Callable[[Case], Iterable[Finding]], ...]] = (
     link.subscription,
     link.path,
     delivery.waiting,
+    publishers.nothing_published,
+    publishers.excluded,
     workers.differing,
     delivery.several,
     delivery.lost,

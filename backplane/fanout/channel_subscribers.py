@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
 from time import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from backplane.fanout.delivery import Subscriber
+    from backplane.message import Message
 
 __all__ = ["ChannelSubscribers"]
+
+# Of so many of the last messages it is known whom they excluded.
+_LAST: Final = 16
 
 # An annotation alone would not do: the class is derived from it.
 _Joins = dict["Subscriber", int]
@@ -26,9 +33,10 @@ class ChannelSubscribers(_Joins):
         size_bytes: Their size, without header (of text: characters).
         last_received_at: When the last of them was offered to the last subscriber, in seconds since the Unix epoch;
             `None` where none was received since then.
+        excluded: Whom each of the last messages excluded, 16 at most; `None` while none of them excluded anyone.
     """
 
-    __slots__ = ("last_received_at", "messages", "since", "size_bytes")
+    __slots__ = ("excluded", "last_received_at", "messages", "since", "size_bytes")
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,3 +44,12 @@ class ChannelSubscribers(_Joins):
         self.messages: int = 0
         self.size_bytes: int = 0
         self.last_received_at: float | None = None
+        self.excluded: deque[bytes | None] | None = None
+
+    def note_excluded(self, batch: Iterable[Message]) -> None:
+        """Note whom the messages exclude that are received, before they are counted."""
+        if self.excluded is None:
+            self.excluded = deque([None] * min(self.messages, _LAST), maxlen=_LAST)
+        self.excluded.extend(message.excluded for message in batch)
+        if not any(self.excluded):
+            self.excluded = None

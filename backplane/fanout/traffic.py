@@ -93,6 +93,8 @@ class Traffic:
         """
         now = time()
         messages, size = len(batch), batch.size_bytes
+        if batch.excludes or subscribers.excluded is not None:
+            subscribers.note_excluded(batch)
         subscribers.messages += messages
         subscribers.size_bytes += size
         subscribers.last_received_at = now

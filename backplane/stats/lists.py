@@ -141,9 +141,8 @@ def answer_lists(commands: CommandReceiver, source: StatsSource) -> None:
     async def connections(command: Command) -> dict[str, Any]:
         return await source.connections(query_of(ConnectionQuery, command.arguments))
 
-    async def describe(command: Command) -> dict[str, Any]:
-        channel = command.arguments.get("channel")
-        return source.describe(channel if isinstance(channel, str) else None)
+    async def describe(_command: Command) -> dict[str, Any]:
+        return source.describe()
 
     commands.add_slow_kind(_DESCRIBE, describe)
     commands.add_slow_kind(_CHANNELS, channels)
@@ -160,9 +159,9 @@ class Lists:
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
 
-    async def describe(self, channel: str | None, seconds: float) -> Answers:
-        """Return what every worker is configured with, and what it has of a channel; raises as `Requests`."""
-        return await self._requests.ask(_DESCRIBE, Selector(), {"channel": channel}, seconds)
+    async def describe(self, seconds: float) -> Answers:
+        """Return what every worker is configured with; raises as `Requests`."""
+        return await self._requests.ask(_DESCRIBE, Selector(), {}, seconds)
 
     async def channels(self, query: ChannelQuery, seconds: float) -> ChannelList:
         """Return a page of the channels, within `seconds`, or twice that where there are many; raises as `Requests`."""

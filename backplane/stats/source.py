@@ -25,8 +25,8 @@ class StatsSource(Protocol):
         """Return a part of its channels, as JSON: `total` and `rows`."""
         ...
 
-    def describe(self, channel: str | None, /) -> dict[str, Any]:
-        """Return what the worker is configured with, as JSON, and what it has of a channel, where one is given."""
+    def describe(self) -> dict[str, Any]:
+        """Return what the worker is configured with, as JSON."""
         ...
 
     async def connections(self, query: ConnectionQuery, /) -> dict[str, Any]:

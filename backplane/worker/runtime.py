@@ -50,6 +50,7 @@ from backplane.worker.clients import ClientRegistry
 from backplane.worker.cluster import Cluster
 from backplane.worker.health import Health
 from backplane.worker.publish_outcome import count_failed_publish
+from backplane.worker.published_channels import PublishedChannels
 from backplane.worker.recent_events import KIND as EVENTS
 from backplane.worker.recent_events import answer_with
 from backplane.worker.shutdown import stagger_window
@@ -120,6 +121,7 @@ class Runtime:
         clients: The WebSockets and event streams of this worker.
         policy: What applies to a client that is given no options of its own.
         path_tests: The path tests that have arrived.
+        published_channels: Where this worker has published lately.
         broker_url: The broker's URL, its password masked.
         broker_prefix: What the names of channels have before them on the broker.
         waiting: What waits in the outboxes of this worker's subscribers.
@@ -181,6 +183,7 @@ class Runtime:
         self.hub.tracer = tracer
         self.tracer: MessageTracer | None = tracer
         self.path_tests: PathTests = PathTests()
+        self.published_channels: PublishedChannels = PublishedChannels()
         self.hub.on_path_test = self.path_tests.arrived
         self.affinity: LoopAffinity = self.hub.affinity
         self.state_changed_at: float = self.affinity.loop.time()
@@ -342,6 +345,7 @@ class Runtime:
                 words = "the broker refused a message on channel %(channel)r: %(reason)s"
                 self.journal.log(logger, PUBLISH_REFUSED, words, channel=channel, reason=error)
             raise
+        self.published_channels.note(channel)
         statistics.published += 1
         statistics.published_bytes += len(payload)
         statistics.publish_seconds.observe(time.perf_counter() - began_at)

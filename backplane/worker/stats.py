@@ -68,11 +68,11 @@ class RuntimeStats:
         rows = [{"name": name, "subscribers": count} for name, count in nsmallest(query.limit, found, key=order)]
         return {"total": len(found), "rows": rows}
 
-    def describe(self, channel: str | None, /) -> dict[str, Any]:
-        """Return what the worker is configured with, and what it has of a channel, where one is given."""
+    def describe(self) -> dict[str, Any]:
+        """Return what the worker is configured with."""
         runtime = self._runtime
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        described: dict[str, Any] = {
+        return {
             "settings": shared_settings(runtime),
             "python": platform.python_version(),
             "loop": type(runtime.affinity.loop).__module__.partition(".")[0],
@@ -81,10 +81,6 @@ class RuntimeStats:
             "max_connections": runtime.settings.max_connections,
             "asgi_instrumentation": _ASGI_INSTRUMENTATION in sys.modules,
         }
-        if channel is not None:
-            described["subscribers"] = runtime.hub.audience(channel)
-            described["path_tests"] = runtime.hub.path_tests
-        return described
 
     async def connections(self, query: ConnectionQuery, /) -> dict[str, Any]:
         """Return a part of its clients: the first ones of the order, found in several passes of the event loop."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections import deque
 from dataclasses import asdict
 from itertools import islice
@@ -22,7 +23,7 @@ from backplane.explain.verdict import explain
 from backplane.worker.client_description import describe_client, name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from backplane.cluster_types import Answers
     from backplane.control.messages import Command
@@ -119,7 +120,8 @@ async def _evidence(runtime: Runtime, question: Question, seconds: float) -> Wor
     is_meant = _matcher(question.client)
     clients = [] if question.client is None else await _clients(runtime, question, is_meant)
     now, worker, health = _now(), runtime.members().own(), runtime.health()
-    subscribers = hub.audience(channel)
+    joined, published = hub.channels.get(channel), runtime.published_channels
+    subscribers = len(joined or ())
     others = (each for each in runtime.members().workers() if each.is_alive and each != worker)
     return WorkerEvidence(
         worker=worker.id,
@@ -133,6 +135,10 @@ async def _evidence(runtime: Runtime, question: Question, seconds: float) -> Wor
         state_seconds=round(now - runtime.state_changed_at, 1),
         received_seconds_ago=round(now - runtime.supervisor.status.session.last_received_at, 1),
         subscribers=subscribers,
+        subscribed_seconds_ago=None if joined is None else _seconds_since(joined.since),
+        messages=None if joined is None else joined.messages,
+        last_message_seconds_ago=None if joined is None else _seconds_since(joined.last_received_at),
+        published_seconds_ago=published.seconds_ago(channel),
         wanted=channel in broker.wanted,
         confirmed=channel in broker.confirmed,
         refused=broker.refusal(channel) or "",
@@ -145,6 +151,7 @@ async def _evidence(runtime: Runtime, question: Question, seconds: float) -> Wor
         clients=tuple(clients),
         ended=() if question.client is None else ended_clients(runtime.journal, is_meant),
         refused_joins=() if question.client is None else refused_joins(runtime.journal, channel, is_meant),
+        near_published=() if channel in published else near_names(channel, published),
         near_channels=() if subscribers else near_names(channel, _open_channels(hub.channels)),
         others=tuple((each.id, each.host, each.pid) for each in islice(others, _MAX_OTHERS)),
         near_clients=()
@@ -169,9 +176,11 @@ async def _clients(
 ) -> list[ClientEvidence]:
     """Return the clients that are meant, found in several passes of the event loop."""
     found: list[ClientEvidence] = []
+    joined = runtime.hub.channels.get(question.channel)
+    last = [] if joined is None else [token and token.hex() for token in joined.excluded or ()]
     for number, client in enumerate(tuple(_consumers(runtime)), 1):
         if is_meant(client.id, name_of(client)):
-            found.append(_client(client, question.channel, _now(), with_near=len(found) < _MAX_WITH_NEAR))
+            found.append(_client(client, question.channel, last, with_near=len(found) < _MAX_WITH_NEAR))
             if len(found) == _MAX_CLIENTS:
                 break
         if number % _SLICE == 0:
@@ -179,10 +188,15 @@ async def _clients(
     return found
 
 
-def _client(client: LocalClient | Subscription, channel: str, now: float, *, with_near: bool) -> ClientEvidence:
+def _client(
+    client: LocalClient | Subscription, channel: str, last: Sequence[str | bytes | None], *, with_near: bool
+) -> ClientEvidence:
+    """Return what is known of a client, with whom the last messages of the channel exclude."""
     joined = channel in client.channels
     return ClientEvidence(
-        **describe_client(client, now),
+        **describe_client(client, _now()),
+        last_messages=len(last),
+        excluded=last.count(client.id),
         joined=joined,
         channels=len(client.channels),
         near=() if joined or not with_near else near_names(channel, client.channels),
@@ -194,6 +208,11 @@ def _consumers(runtime: Runtime) -> Iterator[LocalClient | Subscription]:
     """Yield the clients of the worker, and what the application itself has subscribed."""
     yield from runtime.clients.connected
     yield from runtime.subscriptions
+
+
+def _seconds_since(moment: float | None) -> float | None:
+    """Return how long ago a moment was, by the clock of the host, which can have been set back since."""
+    return None if moment is None else max(0.0, round(time.time() - moment, 1))
 
 
 def _now() -> float:

@@ -290,14 +290,18 @@ def test_disconnect(visit: Visit, site: Site) -> None:
 
 
 def test_why(visit: Visit, site: Site) -> None:
-    """A client that is not connected, one that has joined another channel, and one that receives are distinguished."""
-    with connect(f"ws://127.0.0.1:{site.port}/rooms/orders:42?key=ada"):
+    """Clients are distinguished: not connected, in another channel, in one that is quiet, and one that receives."""
+    with connect(f"ws://127.0.0.1:{site.port}/rooms/orders:42?key=ada") as ada:
         page = visit.open("why")
         for client, channel, verdict in (
+            ("ada", "orders:42", "no message was received on 'orders:42' since its first subscriber came"),
             ("bob", "orders:42", "client 'bob' is connected to no worker of this deployment"),
             ("ada", "orders:4", "it has joined 'orders:42', whose name is similar"),
             ("ada", "orders:42", "has joined 'orders:42', nothing waits for it, and a test message arrived"),
         ):
+            if "test message" in verdict:
+                ada.send("real")
+                assert ada.recv(timeout=30) == "real"
             page.get_by_label("Client").fill(client)
             page.get_by_label("Channel", exact=True).fill(channel)
             page.get_by_role("button", name="Look").click()

@@ -131,7 +131,9 @@ def test_a_killed_worker_a_stopped_one_and_a_stopped_broker(
         broker.stop()
         scraper.wait_for("backplane_link_up", dict.fromkeys((successor, stopped, *others), 0))
         assert scraper.shown("backplane_scrape_workers_missing") == {0: 0}
-        wait_until(lambda: bool(scraper.scrape()) and scraper.seconds < 0.9, "no timeout is waited for", seconds=_SECONDS)
+        wait_until(
+            lambda: bool(scraper.scrape()) and scraper.seconds < 0.9, "no timeout is waited for", seconds=_SECONDS
+        )
         broker.start()
         scraper.wait_for("backplane_link_up", dict.fromkeys((successor, stopped, *others), 1))
 

@@ -54,11 +54,11 @@ CHANNEL = "orders:42"
 
 
 async def why(*arguments: str) -> tuple[int, str]:
-    """Run the command; return its status and what it prints. It may take ten seconds."""
+    """Run the command; return its status and what it prints. It ends within ten seconds."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "backplane", "why", *arguments, "--seconds", "1"), stdout=asyncio.subprocess.PIPE
     )
-    async with asyncio.timeout(WAIT_SECONDS):
+    async with asyncio.timeout(10):
         printed, _ = await process.communicate()
     return process.returncode or 0, printed.decode()
 
@@ -87,6 +87,12 @@ class Deployment:
         """Ask the other worker."""
         async with asyncio.timeout(10):
             return await self.asked.explain(channel=channel, client=client, **options)
+
+    async def receive(self, text: str, channel: str = CHANNEL) -> None:
+        """Publish a message, which the client receives as the next one."""
+        await self.asked.publish(channel, text)
+        async with asyncio.timeout(WAIT_SECONDS):
+            assert await self.client.recv() == text
 
     async def until_known(self) -> None:
         """Wait until the workers know each other."""
@@ -140,10 +146,10 @@ async def test_nothing_is_wrong(broker_url: str) -> None:
     """The way is whole: the client gets what is published, and never the test message."""
     async with deployment(broker_url) as site:
         await site.until_known()
+        await site.receive("real")
         found = await site.explain()
         assert (found.verdict, found.tested, found.missing) == ("whole", True, ())
-        await site.asked.publish(CHANNEL, "real")
-        assert await site.client.recv() == "real"
+        await site.receive("next")
 
 
 async def test_a_hub_that_swallows_a_channel(broker_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,6 +204,7 @@ async def test_a_join_that_authorize_refuses(redis_broker: Broker) -> None:
         found = await site.explain()
         assert (found.verdict, CHANNEL in found.text) == ("refused by authorize", True)
         assert await verdict_of_command(redis_broker.url) == found.verdict
+        await site.receive("real", "other")
         assert (await site.explain("other")).is_whole
 
 
@@ -244,12 +251,42 @@ async def test_another_prefix(redis_broker: Broker) -> None:
         found = await site.explain()
         assert (found.verdict, "prefix 'shop:'" in found.cure) == ("unknown client", True)
         assert await verdict_of_command(f"{redis_broker.url}?prefix=shop:") == found.verdict
-        assert (await site.serving.explain(channel=CHANNEL, client="ada")).is_whole
+        assert (await site.serving.explain(channel=CHANNEL, client="ada")).verdict == "nothing published"
+
+
+async def test_nothing_published(redis_broker: Broker) -> None:
+    """The way is whole, and the publisher uses another name, which is shown; with a message it is whole."""
+    async with deployment(redis_broker.url) as site:
+        await site.until_known()
+        await site.asked.publish("order:42", "not for it")
+        found = await site.explain()
+        assert (found.verdict, "'order:42'" in found.text, found.tested) == ("nothing published", True, True)
+        assert await verdict_of_command(redis_broker.url) == found.verdict
+        await site.receive("real")
+        assert (await site.explain()).is_whole
+
+
+async def test_a_client_that_is_excluded(redis_broker: Broker) -> None:
+    """All messages were published with `exclude=` the client; once it receives one, that is a note."""
+    async with deployment(redis_broker.url) as site:
+        await site.until_known()
+        [client] = [client for worker in (await site.explain()).workers for client in worker.clients]
+        for _ in range(2):
+            await site.asked.publish(CHANNEL, "not for the author", exclude=client.id)
+        async with asyncio.timeout(WAIT_SECONDS):
+            while (found := await site.explain(timeout_seconds=1)).verdict != "excluded":
+                await asyncio.sleep(0.25)
+        assert "from each of the last 2 messages" in found.text
+        assert await verdict_of_command(redis_broker.url) == found.verdict
+        await site.receive("real")
+        found = await site.explain()
+        assert (found.verdict, found.findings[0].code) == ("whole", "excluded")
 
 
 async def test_a_client_that_does_not_read(redis_broker: Broker) -> None:
     """What waits for it is counted."""
     async with deployment(redis_broker.url) as site:
+        await site.receive("real")
         site.client.transport.pause_reading()
         async with asyncio.timeout(WAIT_SECONDS):
             while (found := await site.explain(test=False, timeout_seconds=1)).is_whole:
@@ -303,6 +340,7 @@ async def test_every_kind_of_client() -> None:
         replies = ""
         while '"id":2' not in replies:
             replies += str(await sdk.recv())
+        await backplane.publish(CHANNEL, "real")
         for user, kind in (("handed over", "connection"), ("stream", "event stream"), ("sdk", "connection")):
             found = await backplane.explain(channel=CHANNEL, client=user)
             assert (found.verdict, found.tested) == ("whole", True)
@@ -317,6 +355,8 @@ async def test_a_subscription_of_the_application() -> None:
         Backplane("memory://", cluster=True, settings=SETTINGS) as backplane,
         backplane.subscribe(CHANNEL, name="billing") as billing,
     ):
+        await backplane.publish(CHANNEL, "real")
+        await anext(billing)
         for client in ("billing", billing.id, billing.id[:6]):
             found = await backplane.explain(channel=CHANNEL, client=client)
             assert (found.verdict, found.workers[0].clients[0].kind) == ("whole", "subscription")
@@ -352,6 +392,7 @@ async def test_command(redis_broker: Broker) -> None:
     url = redis_broker.url
     async with deployment(url) as site:
         await site.until_known()
+        await site.receive("real")
         status, printed = await why(url, "--channel", CHANNEL, "--client", "ada")
         assert (status, "✓ client 'ada' has joined 'orders:42'" in printed) == (0, True)
         status, printed = await why(url, "--channel", "Orders:42", "--json", "--no-test")

@@ -64,7 +64,9 @@ function Answer({ client, channel }) {
 /** For each station how it is: the faults are where the explanation has them, what is before the first one holds. */
 function stationsOf(found) {
   const faults = found.findings.filter((finding) => finding.is_fault);
-  const first = faults.length ? Math.min(...faults.map(({ station }) => PLACES.indexOf(station))) : PLACES.length;
+  // Where a publisher is at fault the test message has shown the rest of the way.
+  const ends = faults.filter(({ station }) => station !== "publisher");
+  const first = ends.length ? Math.min(...ends.map(({ station }) => PLACES.indexOf(station))) : PLACES.length;
   return PLACES.map((place, index) => {
     const here = faults.filter(({ station }) => station === place);
     if (here.length) return { look: "bad", words: here.map((finding) => finding.text).join("; ") };

@@ -23,6 +23,7 @@ async def test_explanation() -> None:
         browsing(backplane) as client,
         backplane.connect(Client().websocket, "<b>", client_key="ada"),
     ):
+        await backplane.publish("<b>", "real")
         found = (await client.get("api/explain", params={"client": "ada", "channel": "<b>"})).json()
         assert (found["verdict"], found["tested"], found["answered"]) == ("whole", True, 1)
         found = (await client.get("api/explain", params={"channel": "<B>", "test": "no"})).json()
@@ -43,7 +44,7 @@ async def test_users_are_masked() -> None:
         response = await client.get("api/explain", params={**asked, "client": connection.id})
         assert "adele" not in response.text
         assert response.json()["workers"][0]["clients"][0]["user"] == "a…"
-        assert response.json()["verdict"] == "whole"
+        assert response.json()["verdict"] == "nothing published"
 
 
 async def test_question_that_cannot_be_answered() -> None:

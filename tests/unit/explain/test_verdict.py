@@ -110,6 +110,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "whole",
         {"workers": (worker("w1", client(), test_received=None),), "not_tested": "path_test=False"},
     ),
+    "nothing published": (
+        "nothing published",
+        {"workers": (worker("w1", client(), messages=0, subscribed_seconds_ago=40.0, near_published=("order:42",)),)},
+    ),
+    "published before": (
+        "nothing published",
+        {"workers": (worker("w1", client(), messages=0), worker("w2", published_seconds_ago=90.0))},
+    ),
+    "published": ("whole", {"workers": (worker("w1", client(), messages=3, last_message_seconds_ago=2.0),)}),
+    "excluded from all": ("excluded", {"workers": (worker("w1", client(last_messages=3, excluded=3), messages=3),)}),
+    "excluded from some": ("whole", {"workers": (worker("w1", client(last_messages=16, excluded=3), messages=20),)}),
+    "one of two connections is excluded": (
+        "whole",
+        {"workers": (worker("w1", client(last_messages=3, excluded=3), client(id="c2", last_messages=3), messages=3),)},
+    ),
     "still joining": ("joining", {"workers": (worker("w1", client(state="joining")),)}),
     "being closed": ("closing", {"workers": (worker("w1", client(state="closing")),)}),
     "does not read": ("not reading", {"workers": (worker("w1", client(waiting_messages=3, waiting_bytes=99)),)}),
@@ -160,6 +175,10 @@ def test_verdict(name: str) -> None:
         ("malformed", ["1 payload", "2 of a newer release"]),
         ("two clients, one has joined", ["2 connections, 1 of which"]),
         ("other settings", ["web/2: redis://redis/1"]),
+        ("nothing published", ["40 s ago", "'order:42'", "the same name"]),
+        ("published before", ["worker web/2 last published there 90 s ago", "whether it runs"]),
+        ("excluded from all", ["from each of the last 3 messages"]),
+        ("excluded from some", ["from 3 of the last 16 messages"]),
         ("not tested", ["path_test=False"]),
     ],
 )
@@ -181,6 +200,13 @@ def test_channel_alone() -> None:
     found = explain(Case(question=question, workers=(*workers, silent)))
     assert (found.verdict, found.findings[0].worker) == ("receives nothing", "w2")
     assert explain(Case(question=question, workers=workers, not_tested="off")).text.endswith("1 worker")
+
+
+def test_a_quiet_channel() -> None:
+    """Without a client that nothing was published is a note: the way is whole."""
+    quiet = worker("w1", subscribers=2, confirmed=True, test_received=True, messages=0)
+    found = explain(Case(question=Question(channel="orders:42"), workers=(quiet,)))
+    assert (found.verdict, [finding.code for finding in found.findings]) == ("whole", ["nothing published"])
 
 
 def test_time_in_words() -> None:
