@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import pytest
 from fastapi import FastAPI, WebSocketDisconnect
 from starlette.testclient import TestClient
 
+from backplane import Gap
 from tests.docs.pages import DOCS, Page
 
 if TYPE_CHECKING:
@@ -20,8 +22,10 @@ TESTED = {
     "from-broadcaster": {"broadcaster"},
     "from-channels": {"sockets", "views"},
     "from-connection-manager": {"manager"},
-    "from-socketio": {"server"},
+    "from-socketio": {"manager", "script", "server"},
 }
+
+pytestmark = pytest.mark.anyio
 
 BEFORE = re.compile(r"^<!-- before: ([\w-]+) -->\n```py\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAMES = sorted(path.stem for path in (DOCS / "migration").glob("from-*.md"))
@@ -127,3 +131,23 @@ def test_socketio() -> None:
         assert grace.receive_json()["error"] == "invalid message"
         with pytest.raises(WebSocketDisconnect), client.websocket_connect("/chat"):
             pytest.fail("a client without a user was accepted")
+
+
+async def test_socketio_manager(ipc_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script emits to the clients of a server, which are notified of a gap."""
+    monkeypatch.setenv("BACKPLANE_URL", ipc_url)
+    names = page("from-socketio").run("manager")
+    packets: asyncio.Queue[str] = asyncio.Queue()
+
+    async def send(_: str, packet: Any) -> None:
+        packets.put_nowait(packet.encode())
+
+    names["sio"]._send_eio_packet = send
+    names["manager"].initialize()  # as the first client does
+    sid = await names["manager"].connect("one", "/")
+    await names["sio"].enter_room(sid, "editors")
+    await asyncio.to_thread(page("from-socketio").run, "script")
+    assert await packets.get() == '42["news",{"id":42}]'
+    await names["reload"](Gap(channel="socketio", reason="lost"))
+    assert await packets.get() == '42["reload"]'
+    await names["manager"].stop()

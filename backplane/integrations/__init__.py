@@ -1,0 +1,1 @@
+"""Parts of other frameworks that run on a `Backplane`: each module needs an extra, and no other part imports one."""
