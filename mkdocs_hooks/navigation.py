@@ -40,7 +40,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
         "command-line",
         "testing",
     ),
-    "adapters": ("index", "memory", "ipc", "redis", "nats", "kafka", "write-an-adapter", "wire-format"),
+    "adapters": ("index", "memory", "ipc", "redis", "nats", "kafka", "postgres", "write-an-adapter", "wire-format"),
     "operations": (
         "index",
         "deployment",

@@ -21,6 +21,7 @@ from tests.brokers.cluster import kafka_cluster, nats_cluster
 from tests.brokers.commons import COMMONS
 from tests.brokers.kafka import KafkaConfig, KafkaProcess, private_kafka, shared_kafka
 from tests.brokers.nats import delete_streams, private_nats, shared_nats
+from tests.brokers.postgres import PostgresConfig, private_postgres, shared_postgres
 from tests.brokers.redis import RedisConfig, empty, private_redis, shared_redis
 from tests.brokers.redis_sentinel import private_sentinels
 from tests.chaos.case_table import lines as chaos_lines
@@ -77,6 +78,14 @@ class StartNats(Protocol):
     """Starts a NATS that belongs to one test and ends with it."""
 
     def __call__(self, config: str = "", /, *, login: str = "", jetstream: bool = False) -> Broker:
+        """Start one; skip the test where there is none."""
+        ...
+
+
+class StartPostgres(Protocol):
+    """Starts a PostgreSQL that belongs to one test and ends with it."""
+
+    def __call__(self, config: PostgresConfig = ..., /) -> Broker:
         """Start one; skip the test where there is none."""
         ...
 
@@ -297,6 +306,27 @@ def private_nats_fixture(
             folder = tmp_path_factory.mktemp("nats")
             made = _started("nats", lambda: private_nats(config, folder, login=login, jetstream=jetstream))
             return stack.enter_context(made)
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def postgres_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """The PostgreSQL that all tests of one process share; one that breaks it takes `private_postgres`."""
+    with _started("postgres", lambda: shared_postgres(tmp_path_factory.mktemp("postgres"))) as broker:
+        yield broker
+
+
+@pytest.fixture(name="private_postgres")
+def private_postgres_fixture(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StartPostgres]:
+    """Starts a PostgreSQL for this test alone: `private_postgres(PostgresConfig(settings=("max_connections=9",)))`."""
+    with ExitStack() as stack:
+
+        def start(config: PostgresConfig = PostgresConfig(), /) -> Broker:  # noqa: B008  # frozen
+            folder = tmp_path_factory.mktemp("postgres")
+            return stack.enter_context(_started("postgres", lambda: private_postgres(config, folder)))
 
         yield start
 

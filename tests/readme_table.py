@@ -63,7 +63,8 @@ def _built_in() -> Mapping[str, tuple[str, str | None]]:
 
 def _row(schemes: Sequence[str]) -> tuple[str, ...]:
     capabilities = capabilities_of(schemes[0])
-    recovers = "continues where it was" if capabilities.resumes else "is rebuilt; a `Gap`, except with a history"
+    gap = "is rebuilt; a `Gap`" if capabilities.keeps == "nothing" else "is rebuilt; a `Gap`, except with a history"
+    recovers = "continues where it was" if capabilities.resumes else gap
     extra = _built_in()[schemes[0]][1]
     return (
         ", ".join(f"`{_NAMED.get(scheme, f'{scheme}://')}`" for scheme in schemes),

@@ -38,6 +38,8 @@ _BUILT_IN: Final[dict[str, tuple[str, str | None]]] = {
     "nats": ("backplane.adapters.nats:NatsBroadcaster", "nats"),
     "tls": ("backplane.adapters.nats:NatsBroadcaster", "nats"),
     "kafka": ("backplane.adapters.kafka:KafkaBroadcaster", "kafka"),
+    "postgres": ("backplane.adapters.postgres:PostgresBroadcaster", "postgres"),
+    "postgresql": ("backplane.adapters.postgres:PostgresBroadcaster", "postgres"),
 }
 
 

@@ -26,9 +26,11 @@ _CLIENTS: Final = {
     "redis": ("redis", "hiredis"),
     "nats": ("nats-py",),
     "kafka": ("aiokafka",),
+    "postgres": ("asyncpg",),
 }
 """What each adapter uses, by the begin of its scheme."""
 
+_SSL_MODES: Final = ("require", "verify-ca", "verify-full")
 _ENCRYPTED: Final = ("rediss", "valkeys", "tls", "unix", "ipc", "memory")
 
 
@@ -86,13 +88,15 @@ def _reach(broadcaster: Broadcaster) -> Finding:
 
 def _encryption(broadcaster: Broadcaster) -> Finding:
     check, url = "encryption", broadcaster.url
-    if url.scheme.startswith(_ENCRYPTED) or getattr(broadcaster.options, "tls", False):
+    options = broadcaster.options
+    is_verified = getattr(options, "sslrootcert", None) or getattr(options, "sslmode", None) in _SSL_MODES
+    if url.scheme.startswith(_ENCRYPTED) or getattr(options, "tls", False) or is_verified:
         return Finding(check=check, level="ok", text="the way to the broker is encrypted, or within this host")
     hosts = [urlsplit(f"//{address}").hostname or "localhost" for address in url.netloc.split(",")]
     if all(map(_is_local, hosts)):
         return Finding(check=check, level="ok", text="the broker is on this host")
     secret = "the password and the messages go" if url.password is not None else "messages go"
-    cure = "where others can read that network: rediss://, tls://, or kafka://...?tls=true"
+    cure = "where others can read that network: rediss://, tls://, kafka://...?tls=true, or postgres://...?sslmode=verify-full"
     return Finding(check=check, level="warning", text=f"{secret} to {hosts[0]} without encryption", cure=cure)
 
 

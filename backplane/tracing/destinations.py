@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Templates", "broker_attributes"]
 
-_SYSTEMS: Final = {"rediss": "redis", "unix": "redis", "valkeys": "valkey", "tls": "nats"}
+_SYSTEMS: Final = {"rediss": "redis", "unix": "redis", "valkeys": "valkey", "tls": "nats", "postgres": "postgresql"}
 _MAX_CACHED: Final = 10_000
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 from tests.brokers.broker import BrokerMissingError
 from tests.brokers.kafka import KafkaConfig, private_kafka
 from tests.brokers.nats import private_nats
+from tests.brokers.postgres import PostgresConfig, private_postgres
 from tests.brokers.redis import RedisConfig, private_redis
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NAMES", "Brokers"]
 
-NAMES = ("memory", "ipc", "redis", "nats", "kafka")
+NAMES = ("memory", "ipc", "redis", "nats", "kafka", "postgres")
 """The names that stand for a broker without a URL."""
 
 
@@ -86,4 +87,6 @@ def _make(name: str, folder: Path) -> Broker:
         return private_nats("", folder, jetstream=True)
     if name == "kafka":
         return private_kafka(KafkaConfig(), folder, print)
+    if name == "postgres":
+        return private_postgres(PostgresConfig(), folder)
     raise BrokerMissingError(f"no broker is called {name!r}; known are {', '.join(NAMES)}, or give a URL")

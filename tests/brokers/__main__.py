@@ -1,4 +1,4 @@
-"""`make brokers`: start Redis, NATS and Kafka for manual use, print their URLs, and end them on Ctrl-C."""
+"""`make brokers`: start Redis, NATS, Kafka and PostgreSQL for manual use, print their URLs, and end them on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tests.brokers.broker import BrokerMissingError
 from tests.brokers.kafka import shared_kafka
 from tests.brokers.nats import shared_nats
+from tests.brokers.postgres import shared_postgres
 from tests.brokers.redis import shared_redis
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ BROKERS: dict[str, Callable[[Path], Broker]] = {
     "Redis": shared_redis,
     "NATS": shared_nats,
     "Kafka": lambda folder: shared_kafka(folder, announce=print),
+    "PostgreSQL": shared_postgres,
 }
 
 
@@ -33,15 +35,15 @@ def main() -> int:
     with suppress(KeyboardInterrupt), ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="backplane-brokers-")))
         for name, make in BROKERS.items():
-            print(f"{name:6} starting ...", end="\r", flush=True)
+            print(f"{name:10} starting ...", end="\r", flush=True)
             (folder / name).mkdir()
             try:
                 broker = stack.enter_context(make(folder / name))
             except BrokerMissingError as error:
                 missing += 1
-                print(f"{name:6} not here: {error}")
+                print(f"{name:10} not here: {error}")
             else:
-                print(f"{name:6} BACKPLANE_URL={broker.url}")
+                print(f"{name:10} BACKPLANE_URL={broker.url}")
         print("Ctrl-C ends them.", flush=True)
         signal.pause()
     return 1 if missing else 0

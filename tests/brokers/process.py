@@ -109,8 +109,8 @@ def start(
         )
 
 
-def install(program: str) -> str | None:
-    """Install the package of a program of the same name, if permitted; return its path, or `None`.
+def install(program: str, package: str | None = None) -> str | None:
+    """Install the package of a program, of the same name by default, if permitted; return its path, or `None`.
 
     Permitted as root on Debian, unless BACKPLANE_TEST_INSTALL=0.
     """
@@ -119,7 +119,7 @@ def install(program: str) -> str | None:
         return None
     with locked(_INSTALLING):  # two apt-get cannot run at once
         if shutil.which(program) is None:
-            _install_by(apt_get, program)
+            _install_by(apt_get, package or program)
     return shutil.which(program)
 
 

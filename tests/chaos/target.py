@@ -7,6 +7,8 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import pytest
+
 from backplane.testing import FaultProxy
 from tests.brokers.broker import ProcessBroker
 from tests.brokers.kafka import KafkaProcess
@@ -18,11 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = ["BROKERS", "FaultTarget"]
 
-BROKERS: Final = ("redis", "nats", "kafka")
+BROKERS: Final = ("redis", "nats", "kafka", pytest.param("postgres", marks=pytest.mark.full))
 
 _PUBLISHES: Final[dict[str, Callable[[bytes], bool]]] = {
     "redis": lambda sent: b"PUBLISH" in sent,
     "nats": lambda sent: b"PUB " in sent,
+    "postgres": lambda sent: b"\0\0\0\x09backplane" in sent,  # the first value of a statement: the channel of NOTIFY
     "kafka": lambda sent: sent[4:6] == b"\0\0",  # after the request's size its API key: 0 is Produce
 }
 

@@ -35,7 +35,7 @@ _SETTINGS = Settings(
 
 @pytest.fixture(params=BROKERS)
 def viewed_target(request: pytest.FixtureRequest) -> tuple[FaultTarget, Callable[[], Counter[str]] | None]:
-    """A broker of the test's own, and its view of the subscriptions; Kafka has none, its clients filter."""
+    """A broker of the test's own, and its view of the subscriptions; where clients filter, it has none."""
     if request.param == "nats":
         port = free_port()
         target = FaultTarget.of("nats", request.getfixturevalue("private_nats")(f"http: '127.0.0.1:{port}'\n"))
@@ -43,7 +43,7 @@ def viewed_target(request: pytest.FixtureRequest) -> tuple[FaultTarget, Callable
     if request.param == "redis":
         target = FaultTarget.of("redis", request.getfixturevalue("private_redis")())
         return target, lambda: redis_subscriptions(target.url)
-    return FaultTarget.of("kafka", request.getfixturevalue("kafka_broker")), None
+    return FaultTarget.of(request.param, request.getfixturevalue(f"{request.param}_broker")), None
 
 
 class Churner:

@@ -43,6 +43,7 @@ FAULTS: Final[dict[str, Callable[[FaultTarget], None]]] = {
 }
 
 
+@pytest.mark.parametrize("target", ["redis", "nats", "kafka"], indirect=True)
 @pytest.mark.parametrize("rounds", [1, pytest.param(6, marks=pytest.mark.full)])
 async def test_cuts_of_every_kind(rounds: int, target: FaultTarget, record_kept: KeptCaseRecorder) -> None:
     """Through cuts of every kind, some during the repair of the one before, no subscriber notices anything."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
-__all__ = ["BROKERS", "by_default_on"]
+if TYPE_CHECKING:
+    from _pytest.mark import ParameterSet
 
-BROKERS = ["ipc", "redis", "nats", "kafka"]
+__all__ = ["BROKERS", "brokers_by_default", "by_default_on"]
+
+BROKERS = ["ipc", "redis", "nats", "kafka", "postgres"]
 """Those that connect processes."""
 
 
@@ -15,5 +20,9 @@ def by_default_on(*names: str) -> pytest.MarkDecorator:
 
     A test whose subject is the same on each starts four workers for each of them.
     """
-    brokers = [name if name in names else pytest.param(name, marks=pytest.mark.full) for name in BROKERS]
-    return pytest.mark.parametrize("broker_url", brokers, indirect=True)
+    return pytest.mark.parametrize("broker_url", brokers_by_default(*names), indirect=True)
+
+
+def brokers_by_default(*names: str) -> list[str | ParameterSet]:
+    """Return the parameters for all brokers, of which these are used by default."""
+    return [name if name in names else pytest.param(name, marks=pytest.mark.full) for name in BROKERS]

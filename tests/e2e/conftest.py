@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.chromium import chromium_page
-from tests.e2e.brokers import BROKERS
+from tests.e2e.brokers import brokers_by_default
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
@@ -29,7 +29,7 @@ def server_logs_as_before() -> Generator[None]:
         log.propagate, log.handlers[:] = propagate, handlers
 
 
-@pytest.fixture(params=BROKERS)
+@pytest.fixture(params=brokers_by_default("ipc", "redis", "nats", "kafka"))
 def broker_url(request: pytest.FixtureRequest) -> str:
     """The URL of each broker that connects processes, in turn."""
     if request.param == "ipc":  # a worker that the machine lets wait is not one that does not answer

@@ -139,6 +139,7 @@ PUBLIC_NAMES = [
 OPTIONAL_PACKAGES = [
     "aiokafka",
     "asgiref",
+    "asyncpg",
     "channels",
     "django",
     "fastapi",

@@ -36,6 +36,8 @@ URLS = [
     f"tls://{SECRET}@127.0.0.1:{{port}}",
     f"kafka://alice:{SECRET}@127.0.0.1:{{port}}?sasl_mechanism=SCRAM-SHA-256",
     f"kafka://alice:{SECRET}@127.0.0.1:{{port}}?tls=true",
+    f"postgres://alice:{SECRET}@127.0.0.1:{{port}}/shop",
+    "postgres://127.0.0.1:{port}?credentials=handed_out:fail",
     "redis://127.0.0.1:{port}?credentials=handed_out:fail",
     "nats://127.0.0.1:{port}?credentials=handed_out:fail",
     "kafka://127.0.0.1:{port}?credentials=handed_out:fail",
@@ -95,7 +97,7 @@ def test_reprs(url: str) -> None:
         assert [text for text in shown if SECRET in text] == []
 
 
-@pytest.mark.parametrize("scheme", ["redis", "nats", "kafka", "redis+sentinel"])
+@pytest.mark.parametrize("scheme", ["redis", "nats", "kafka", "postgres", "redis+sentinel"])
 def test_a_url_that_lacks_its_host(scheme: str) -> None:
     """Of `redis://alice:password` nothing after the colon is repeated: it was meant as the password."""
     with pytest.raises(ConfigurationError, match="is not host:port") as refused:

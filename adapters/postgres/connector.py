@@ -1,0 +1,129 @@
+"""Opens sessions at the first of several servers that is the primary."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from backplane.adapters.postgres.connection import PostgresConnection, open_session
+from backplane.adapters.postgres.errors import CONNECT_ERRORS, connect_error, unavailable
+from backplane.adapters.postgres.options import servers_of, tls_settings
+from backplane.adapters.shared.connect_race import NoneConnectedError, first_connected
+from backplane.adapters.shared.credentials import ask_credentials
+from backplane.concurrency.timeouts import PatientTimeout
+from backplane.errors import BrokerError, ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from backplane.adapters.postgres.options import PostgresOptions, Server
+    from backplane.broadcaster import BrokerUrl
+
+__all__ = ["Connector"]
+
+# After it the next server is tried as well, where one does not answer.
+_NEXT_SERVER_SECONDS: Final = 1.0
+
+
+class Connector:
+    """Opens sessions.
+
+    Args:
+        url: Where to.
+        options: Those of the adapter.
+
+    Raises:
+        ConfigurationError: The URL has a malformed server.
+    """
+
+    def __init__(self, url: BrokerUrl, options: PostgresOptions) -> None:
+        self._url = url
+        self._options = options
+        self._servers = servers_of(url, options)
+
+    async def open(self) -> PostgresConnection:
+        """Return a session at the primary; a server that is slow to answer delays no other.
+
+        Raises:
+            BrokerError: No server is reachable and a primary.
+            ConfigurationError: The callable that `credentials` names is missing, or returned something else.
+        """
+        failures: list[BrokerError] = []
+        user, password = await self._login()
+
+        async def connect(server: Server) -> PostgresConnection:
+            try:
+                return await self._connect(server, user, password)
+            except BrokerError as error:
+                failures.append(error)
+                raise
+
+        try:
+            return await first_connected(
+                self._servers,
+                connect,
+                end=lambda connection: connection.end("another one was faster"),
+                failures=(BrokerError,),
+                next_after_seconds=_NEXT_SERVER_SECONDS,
+            )
+        except NoneConnectedError:
+            raise _one_of(failures) from failures[-1]
+
+    async def _connect(self, server: Server, user: str | None, password: str | None) -> PostgresConnection:
+        where = self._where(server)
+        try:
+            async with PatientTimeout(self._options.connect_timeout_seconds):
+                connection = await open_session(
+                    host=server[0],
+                    port=server[1],
+                    user=user,
+                    password=password,
+                    database=self._url.path.strip("/") or None,
+                    ssl=tls_settings(self._options),
+                    server_settings={"application_name": self._options.application_name},
+                )
+        except TimeoutError as error:
+            seconds = self._options.connect_timeout_seconds
+            raise unavailable(f"cannot reach {where}: no answer within {seconds:g} s") from error
+        except CONNECT_ERRORS as error:
+            raise connect_error(error, where) from error
+        if connection.is_standby:
+            connection.end("it is a standby")
+            raise unavailable(
+                f"{where} is a standby, which takes neither LISTEN nor NOTIFY: name the primary too, as in "
+                "postgres://one,two/database"
+            )
+        if connection.is_read_only and self._options.target_session_attrs == "read-write":
+            connection.end("it is read-only")
+            raise unavailable(f"sessions of {where} are read-only, and the URL demands target_session_attrs=read-write")
+        return connection
+
+    def _where(self, server: Server) -> str:
+        if len(self._servers) == 1:
+            return str(self._url)
+        host = f"[{server[0]}]" if ":" in server[0] else server[0]
+        return f"{self._url}, server {host}:{server[1]},"
+
+    async def _login(self) -> tuple[str | None, str | None]:
+        """Return user and password; asyncpg looks for what is missing where libpq does."""
+        path = self._options.credentials
+        if path is None:
+            return self._url.username, self._url.password
+        match await ask_credentials(path, adapter="postgres", seconds=self._options.connect_timeout_seconds):
+            case (str() as password,) | (str() as password):
+                return self._url.username, password
+            case (str() | None as username, str() as password):
+                return username or self._url.username, password
+            case other:
+                raise ConfigurationError(
+                    f"postgres: {path} must return a password or (username, password), not {type(other).__name__}"
+                )
+
+
+def _one_of(failures: Sequence[BrokerError]) -> BrokerError:
+    """Return one error for all servers: the first refusal, because no other try helps against it, else all."""
+    if len(failures) == 1:
+        return failures[0]
+    for error in failures:
+        if not error.retriable:
+            return error
+    return unavailable("; ".join(error.reason for error in failures))

@@ -1,0 +1,135 @@
+"""Publishes over one session: whatever is queued goes out in one statement, so the batch grows under load.
+
+Each commit with a NOTIFY takes a lock of the whole server and wakes every listener of the database, and 100 messages in
+one cost as much as one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from backplane.adapters.postgres.errors import ASYNCPG_ERRORS, outcome_unknown, publish_error, unavailable
+from backplane.adapters.postgres.wire import encode_message
+from backplane.errors import BrokerUnavailableError, PublishError
+
+if TYPE_CHECKING:
+    from backplane.adapters.postgres.connection import PostgresConnection
+
+__all__ = ["NOTIFY", "Publisher"]
+
+NOTIFY: Final = "SELECT count(pg_notify($1, notification)) FROM unnest($2::text[]) AS notification"
+"""Sends notifications, in their order."""
+
+_MAX_BATCH: Final = 500
+_MAX_BATCH_BYTES: Final = 1024 * 1024
+
+
+class _Waiting(NamedTuple):
+    """What waits to be sent: the notifications of a message, or one of a test."""
+
+    notifications: list[str]
+    size: int
+    answer: asyncio.Future[None]
+
+
+class Publisher:
+    """Publishes in the order of the calls.
+
+    Args:
+        connection: The session.
+        statement: `NOTIFY`, prepared there.
+        notify: The PostgreSQL channel.
+        max_pending_bytes: Most bytes published and not yet answered.
+
+    Attributes:
+        connection: The session.
+    """
+
+    def __init__(self, connection: PostgresConnection, statement: Any, notify: str, max_pending_bytes: int) -> None:
+        self.connection: PostgresConnection = connection
+        self._statement = statement
+        self._notify = notify
+        self._max_pending_bytes = max_pending_bytes
+        self._pending_bytes = 0
+        self._queue: deque[_Waiting] = deque()
+        self._sending: asyncio.Task[None] | None = None
+
+    async def publish(self, channel: str, payload: bytes) -> None:
+        """Publish; returns when the transaction has been committed.
+
+        Raises:
+            BrokerUnavailableError: The session ended before it was sent.
+            PublishError: The server refused it; `retriable` where it accepts none at present, or where too much awaits
+                an answer.
+            PublishOutcomeUnknownError: The session ended before the answer.
+        """
+        size = len(payload)
+        if self._pending_bytes and self._pending_bytes + size > self._max_pending_bytes:
+            raise PublishError(
+                f"{self._pending_bytes:,} bytes await the server's answer; publish slower, or raise max_pending_bytes",
+                adapter="postgres",
+                retriable=True,
+            )
+        await self._send(encode_message(channel, payload), size)
+
+    async def notify(self, notification: str) -> None:
+        """Send a notification as it is, and raise as `publish` does."""
+        await self._send([notification], len(notification))
+
+    async def _send(self, notifications: list[str], size: int) -> None:
+        if self.connection.loss is not None:
+            raise unavailable("the link is lost")
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Waiting(notifications, size, answer))
+        self._pending_bytes += size
+        if self._sending is None:  # it runs in the next pass of the event loop, and takes what comes until then
+            self._sending = self.connection.start_task(self._send_queue())
+        await answer
+
+    async def _send_queue(self) -> None:
+        """Send until nothing waits, or the session has ended."""
+        try:
+            while self._queue and self.connection.loss is None:
+                await self._send_batch(self._take())
+        finally:
+            self._sending = None
+            self._settle(self._queue, unavailable("the link is lost"))
+            self._queue.clear()
+
+    async def _send_batch(self, batch: list[_Waiting]) -> None:
+        failure: Exception | None = None
+        try:
+            texts = [text for waiting in batch for text in waiting.notifications]
+            await self.connection.run(self._statement, self._notify, texts)
+        except BrokerUnavailableError as error:
+            failure = error
+        except ASYNCPG_ERRORS as error:
+            lost = self.connection.loss
+            failure = publish_error(error) if lost is None else outcome_unknown(lost.reason)
+        self._settle(batch, failure)
+
+    def _take(self) -> list[_Waiting]:
+        """Take the next messages off the queue, without those whose callers were cancelled."""
+        batch: list[_Waiting] = []
+        count = size = 0
+        while self._queue and (not batch or (count < _MAX_BATCH and size < _MAX_BATCH_BYTES)):
+            waiting = self._queue.popleft()
+            if waiting.answer.done():
+                self._pending_bytes -= waiting.size
+                continue
+            batch.append(waiting)
+            count += len(waiting.notifications)
+            size += waiting.size
+        return batch
+
+    def _settle(self, batch: list[_Waiting] | deque[_Waiting], failure: Exception | None) -> None:
+        for waiting in batch:
+            self._pending_bytes -= waiting.size
+            if waiting.answer.done():
+                continue
+            if failure is None:
+                waiting.answer.set_result(None)
+            else:
+                waiting.answer.set_exception(failure)
