@@ -17,6 +17,7 @@ from backplane.control.surveys import Surveys
 from backplane.errors import ConfigurationError, LifecycleError
 from backplane.explain.evidence import MAX_NAME, is_client_name
 from backplane.fanout.backlog import Backlog
+from backplane.fanout.channel_groups import Grouping
 from backplane.fanout.outbox import Outbox
 from backplane.fanout.subscriber_options import (
     SubscriberOptions,
@@ -124,6 +125,11 @@ class Backplane(ClusterVerbs):
             (default) closes them with code 4000, "reconnect and reload"; see `OnGap`.
         tracing: Spans of publishes and deliveries: a `backplane.tracing.Tracing(...)`, which needs the extra `otel`.
             Defaults to none, and then nothing is measured, sent or imported for it.
+        channel_group: By which groups of channels the metrics of messages and joins are separated, as the label
+            `group`: a group for each pattern, `{"orders:*": "orders"}`, patterns as for `history`; or a function of the
+            channel, asked when a worker's first subscriber joins it, which must not block. `None`, a name of more than
+            100 characters, what raises, and whatever comes after the first 50 groups is in the group `other`. Defaults
+            to none, and then the label is empty.
 
     Raises:
         ConfigurationError: The URL, a setting, an origin, a host or another argument is wrong; the message states what
@@ -146,6 +152,7 @@ class Backplane(ClusterVerbs):
         allowed_hosts: Collection[str] | None = None,
         on_gap: OnGap = "close",
         tracing: MessageTracing | None = None,
+        channel_group: Mapping[str, str] | Callable[[str], str | None] | None = None,
     ) -> None:
         if not isinstance(settings, Settings | None):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(f"settings must be a Settings(...), not {settings!r:.100}")
@@ -164,6 +171,7 @@ class Backplane(ClusterVerbs):
         self._backlog = _checked_backlog(Backlog() if backlog is None else backlog)
         self._origins = OriginRule(allowed_origins, allowed_hosts)
         self._on_gap: OnGap = on_gap
+        self._grouping = None if channel_group is None else Grouping.of(channel_group)
         self._authorize: Authorize | None = None
         self._on_slow: OnSlow | None = None
         self._state_callbacks: list[Callable[[StateChange], object]] = []
@@ -739,6 +747,7 @@ class Backplane(ClusterVerbs):
             authorize=self._authorize,
             on_slow=self._on_slow,
             tracer=self._tracer,
+            grouping=self._grouping,
         )
 
     def _pattern_of(self, channel: str) -> str | None:

@@ -42,6 +42,11 @@ class PublishSpan(Protocol):
 class DeliverySpan(Protocol):
     """The delivery of one batch that holds a sampled message."""
 
+    @property
+    def trace_id(self) -> str:
+        """The trace of it, as 32 hex digits; nothing where its own span is not sampled."""
+        ...
+
     def end(self) -> None:
         """The last subscriber has been offered the batch."""
         ...

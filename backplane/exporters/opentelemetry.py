@@ -33,7 +33,8 @@ def instrument_metrics(backplane: Backplane, meter_provider: MeterProvider | Non
     A name has dots and no unit: `backplane_outbox_bytes` is `backplane.outbox` in `By`, which the exporters to
     Prometheus turn into the same name again. Each point has the attribute `worker`, the process id, so that workers
     which export with one resource do not overwrite each other. A histogram is three counters: `.bucket` with the
-    attribute `le`, as Prometheus has it, `.count` and `.sum`, since there are no observable histograms.
+    attribute `le`, as Prometheus has it, `.count` and `.sum`, since there are no observable histograms; exemplars are
+    left out. A label without a value is no attribute.
 
     Nothing is added to the path of a message. Call it once for a backplane; before the start of its server's workers
     too, where the SDK is set up before they are forked. It does not keep the backplane alive.
@@ -94,7 +95,8 @@ def _observed(
         if backplane is None:
             return
         for labels, value in metric.read(view_of(backplane)):
-            attributes = {"worker": str(os.getpid()), **dict(zip(metric.labels, labels, strict=True))}
+            named = zip(metric.labels, labels, strict=True)
+            attributes = {"worker": str(os.getpid()), **{name: label for name, label in named if label}}
             for number, more in points(value):
                 yield Observation(number, {**attributes, **more})
 

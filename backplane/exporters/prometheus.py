@@ -12,6 +12,7 @@ from backplane.metrics.table import METRICS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from prometheus_client.core import Exemplar
     from prometheus_client.metrics_core import Metric as Family
 
     from backplane.core import Backplane
@@ -78,7 +79,7 @@ def families(snapshots: Sequence[dict[str, Any]]) -> Iterator[Family]:
         for taken in snapshots:
             for labels, value in samples_in(taken, metric):
                 if isinstance(value, Distribution):
-                    family.add_metric((taken["worker"], *labels), list(value.buckets()), value.total)
+                    family.add_metric((taken["worker"], *labels), _buckets(value), value.total)
                 else:
                     family.add_metric((taken["worker"], *labels), value)
         yield family
@@ -96,6 +97,16 @@ def families_of_scrape(scrape: Scrape) -> Iterator[Family]:
         up.add_metric((worker,), 0)
     yield up
     yield GaugeMetricFamily(_MISSING, "Workers of this server that did not answer this scrape.", len(scrape.missing))
+
+
+def _buckets(value: Distribution) -> list[tuple[str, int, Exemplar | None]]:
+    """Return the buckets, with the exemplars, which the text format of Prometheus leaves out and OpenMetrics has."""
+    from prometheus_client.core import Exemplar
+
+    exemplars = {
+        place: Exemplar({"trace_id": each.trace_id}, each.value, each.at) for place, each in value.exemplars.items()
+    }
+    return [(bound, count, exemplars.get(place)) for place, (bound, count) in enumerate(value.buckets())]
 
 
 def _family(metric: Metric) -> Any:

@@ -13,13 +13,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from backplane.fanout.batch import Batch
-    from backplane.fanout.channel_subscribers import ChannelSubscribers
-    from backplane.fanout.traffic import Traffic
     from backplane.journal.journal import Journal
     from backplane.message import Gap, Joined
     from backplane.message_tracing import DeliverySpan
 
-__all__ = ["Delivery", "GapDelivery", "LocalDelivery", "Subscriber"]
+__all__ = ["Delivery", "DeliveryCounter", "GapDelivery", "LocalDelivery", "Subscriber"]
 
 logger: Final = logging.getLogger("backplane.fanout.delivery")
 
@@ -49,6 +47,21 @@ class Subscriber(Protocol):
 
     def offer_missed(self, batch: Batch, /) -> None:
         """Take messages of one channel that are given back, at a join or after a loss, in order: they may be many."""
+        ...
+
+
+class DeliveryCounter(Protocol):
+    """Counts deliveries, each once, when the last subscriber was offered its batch."""
+
+    def count(self, batch: Batch, offered: int, received_at: float | None, span: DeliverySpan | None, /) -> None:
+        """Count one delivery.
+
+        Args:
+            batch: Its messages.
+            offered: How many subscribers were offered it.
+            received_at: When its first slice was done, in seconds since the Unix epoch; `None` where it had no other.
+            span: Its span, if it is traced.
+        """
         ...
 
 
@@ -100,15 +113,14 @@ class Delivery(_Slices):
         journal: How a subscriber that raises is logged.
         recipients: Those of them that get it. Defaults to all.
         missed: The messages are given back after a loss.
-        traffic: Where it is counted, once all have it. Defaults to nowhere.
-        received: Where the messages are counted as received, if they are: neither given back nor made here.
+        counter: Where it is counted, once all have it. Defaults to nowhere.
 
     Attributes:
         channel, began_at: By which the hub orders deliveries, and measures one.
         span: Ends when all have it; `None` where it is not traced.
     """
 
-    __slots__ = ("_batch", "_missed", "_offered", "_received", "_received_at", "_traffic", "span")
+    __slots__ = ("_batch", "_counter", "_missed", "_offered", "_received_at", "span")
 
     def __init__(
         self,
@@ -119,15 +131,13 @@ class Delivery(_Slices):
         *,
         recipients: Iterable[Subscriber] | None = None,
         missed: bool = False,
-        traffic: Traffic | None = None,
-        received: ChannelSubscribers | None = None,
+        counter: DeliveryCounter | None = None,
     ) -> None:
         super().__init__(channel, subscribers, journal, subscribers if recipients is None else recipients)
         self.span: DeliverySpan | None = None
         self._missed = missed
         self._batch = batch
-        self._traffic = traffic
-        self._received = received
+        self._counter = counter
         self._offered = 0
         self._received_at: float | None = None  # where it takes more than one slice
 
@@ -148,16 +158,14 @@ class Delivery(_Slices):
                 left += 1
         self._offered += len(recipients) - left
         if self._place < len(self._recipients):
-            if self._received_at is None and self._traffic is not None:
+            if self._received_at is None and self._counter is not None:
                 self._received_at = time()
             return False
-        if (traffic := self._traffic) is not None:
-            if (received := self._received) is not None:
-                traffic.count_received(received, batch, self._offered, self._received_at)
-            else:
-                traffic.count_offered(batch, self._offered)
-        if self.span is not None:
-            self.span.end()
+        span = self.span
+        if (counter := self._counter) is not None:
+            counter.count(batch, self._offered, self._received_at, span)
+        if span is not None:
+            span.end()
         return True
 
 
@@ -171,7 +179,7 @@ class LocalDelivery(Delivery):
         journal: As of `Delivery`.
         recipients: Those of them that get it.
         done: Called when all have it.
-        traffic: As of `Delivery`.
+        counter: As of `Delivery`.
     """
 
     __slots__ = ("_done",)
@@ -184,9 +192,9 @@ class LocalDelivery(Delivery):
         journal: Journal,
         recipients: Iterable[Subscriber],
         done: Callable[[], None],
-        traffic: Traffic | None = None,
+        counter: DeliveryCounter | None = None,
     ) -> None:
-        super().__init__(topic, batch, subscribers, journal, recipients=recipients, traffic=traffic)
+        super().__init__(topic, batch, subscribers, journal, recipients=recipients, counter=counter)
         self._done = done
 
     def run(self, count: int | None) -> bool:

@@ -21,6 +21,7 @@ from backplane.fanout.channel_subscribers import ChannelSubscribers
 from backplane.fanout.codec import decode, reason_of_drop
 from backplane.fanout.delivery import Delivery, GapDelivery, LocalDelivery
 from backplane.fanout.gaps import GapReporter
+from backplane.fanout.traffic import Traffic
 from backplane.header import path_test_id
 from backplane.journal.events import (
     CHANNEL_REFUSED,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from backplane.fanout.broker_subscriptions import BrokerSubscriptions
     from backplane.fanout.delivery import Subscriber
     from backplane.fanout.gaps import GapCause
-    from backplane.fanout.traffic import Traffic
     from backplane.history_rules import HistoryRules
     from backplane.message import All, Message, Place, Position
     from backplane.message_tracing import MessageTracer
@@ -70,7 +70,7 @@ class Hub:
         broker_subscriptions: What the broker is asked to deliver to this worker. It follows the first join and the last
             leave of each channel, and reports confirmations and refusals here.
         journal: How failures, which can concern many subscribers at once, are logged.
-        traffic: Counts what passes, without reserved channels. Defaults to nothing.
+        traffic: Counts what passes, without reserved channels. Defaults to one of its own.
         slice_size: How many subscribers of a channel get a batch before the next channel's turn.
         pass_seconds: How long the fan-out may take in one pass of the event loop.
         most_rest_seconds: How long a channel may rest after a long fan-out; with 0 none does.
@@ -111,7 +111,7 @@ class Hub:
         self._resting: dict[str, asyncio.TimerHandle] = {}
         self._flush_handle: asyncio.Handle | None = None
         self._revocations = 0
-        self.traffic: Traffic | None = traffic
+        self.traffic: Traffic = traffic or Traffic()
         self.tracer: MessageTracer | None = None
         self.malformed: int = 0
         self.unsupported: int = 0
@@ -150,13 +150,8 @@ class Hub:
 
     @property
     def delivered(self) -> int:
-        """Messages that were received for subscribers here, once each, where `traffic` counts them."""
-        return 0 if self.traffic is None else self.traffic.received
-
-    @property
-    def joined_count(self) -> int:
-        """How many joins stand: the subscribers of each channel, added up over all channels."""
-        return sum(map(len, list(self._subscribers.values())))
+        """Messages that were received for subscribers here, once each."""
+        return self.traffic.received
 
     @property
     def in_doubt(self) -> int:
@@ -208,7 +203,7 @@ class Hub:
             # confirmation and the moment at which this task runs again, and it must be delivered.
             joins = self._subscribers.get(channel)
             if joins is None:
-                joins = self._subscribers[channel] = ChannelSubscribers()
+                joins = self._subscribers[channel] = self._new_channel(channel)
             joins[subscriber] = joins.get(subscriber, 0) + 1
             try:
                 await self._broker_subscriptions.acquire(channel)
@@ -263,7 +258,9 @@ class Hub:
             subscribers: One that is not among these when it is its turn does not get it.
             done: Called when all have it.
         """
-        self._start_delivery(LocalDelivery(topic, batch, subscribers, self._journal, recipients, done, self.traffic))
+        self._start_delivery(
+            LocalDelivery(topic, batch, subscribers, self._journal, recipients, done, self.traffic.groups.rest)
+        )
 
     def gap(self, channels: Collection[str] | All, reason: str) -> None:
         """Notify every subscriber of `channels` that messages may be missing at this place.
@@ -336,13 +333,17 @@ class Hub:
         elif self._collected_count >= _MAX_COLLECTED or self._collected_bytes >= _MAX_COLLECTED_BYTES:
             self._flush()
 
+    def _new_channel(self, channel: str) -> ChannelSubscribers:
+        if channel.startswith(RESERVED_PREFIX):
+            return ChannelSubscribers(self.traffic, self.traffic.groups.rest, is_counted=False)
+        return ChannelSubscribers(self.traffic, self.traffic.groups.of(channel))
+
     def _give_back(self, channel: str, batch: Batch) -> None:
         """Deliver messages that were missed, after what was collected: as many as they are, no subscriber is slow."""
         self._flush_channels((channel,))
-        if self.traffic is not None:
-            self.traffic.count_given_back(batch)
-        subscribers: Mapping[Subscriber, int] = self._subscribers.get(channel, {})
-        delivery = Delivery(channel, batch, subscribers, self._journal, missed=True, traffic=self.traffic)
+        subscribers = self._subscribers[channel]
+        subscribers.group.count_given_back(batch)
+        delivery = Delivery(channel, batch, subscribers, self._journal, missed=True, counter=subscribers.group)
         if self.tracer is not None:
             self._trace(self.tracer, delivery, batch, len(subscribers))
         self._start_delivery(delivery)
@@ -452,8 +453,8 @@ class Hub:
             subscribers = self._subscribers.get(channel)
             if subscribers is None:  # the last one has left meanwhile
                 continue
-            traffic = None if channel.startswith(RESERVED_PREFIX) else self.traffic
-            delivery = Delivery(channel, batch, subscribers, self._journal, traffic=traffic, received=subscribers)
+            counter = subscribers if subscribers.is_counted else None
+            delivery = Delivery(channel, batch, subscribers, self._journal, counter=counter)
             if self.tracer is not None:
                 self._trace(self.tracer, delivery, batch, len(subscribers))
             self._deliveries.append(delivery)

@@ -368,8 +368,7 @@ class HistoryHub(Hub):
             subscriber.joined(joined)
             if missed:
                 subscriber.offer_missed(missed)
-                if self.traffic is not None:
-                    self.traffic.count_offered(missed, 1)
+                members.group.count(missed, 1, None, None)
         except BaseException:  # functions of the application run there, and can raise anything
             self.leave(kept.name, subscriber)
             raise

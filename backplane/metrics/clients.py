@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Final, get_args
 
 from backplane.metrics.metric import Metric
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from backplane.metrics.metric import Sample
     from backplane.metrics.view import View
+    from backplane.statistics import Statistics
 
 __all__ = ["CLIENTS"]
 
@@ -38,13 +40,25 @@ _CODES: Final = {
 }
 
 
+def _opened_by_transport(statistics: Statistics) -> dict[str, int]:
+    return {
+        "lane": statistics.connections_on_lane,
+        "asgi": statistics.connections_opened - statistics.connections_on_lane,
+        "sse": statistics.streams_opened,
+    }
+
+
 def _opened(view: View) -> Iterable[Sample]:
-    statistics = view.statistics
-    return [
-        (("lane",), statistics.connections_on_lane),
-        (("asgi",), statistics.connections_opened - statistics.connections_on_lane),
-        (("sse",), statistics.streams_opened),
-    ]
+    return [((transport,), count) for transport, count in _opened_by_transport(view.statistics).items()]
+
+
+def _open(view: View) -> Iterable[Sample]:
+    closed = Counter({"sse": view.statistics.streams_closed})
+    for (transport, _), count in dict(view.counters.closes).items():
+        closed[transport] += count
+    opened = _opened_by_transport(view.statistics)
+    # In another thread a client can begin and end between the two readings.
+    return [((transport,), max(0, count - closed[transport])) for transport, count in opened.items()]
 
 
 def _closed(view: View) -> Iterable[Sample]:
@@ -71,6 +85,14 @@ CLIENTS: Final = (
         kind="gauge",
         help="Those of them that were handed over, and have no task.",
         read=one(lambda view: view.health.handed_over),
+    ),
+    Metric(
+        name="backplane_open_connections",
+        kind="gauge",
+        help="Clients that were accepted and have not begun to end, by how they are served: WebSockets on the direct "
+        "lane and by ASGI (SDK clients are among them), event streams.",
+        labels=("transport",),
+        read=_open,
     ),
     Metric(
         name="backplane_max_connections",

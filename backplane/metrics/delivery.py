@@ -9,8 +9,9 @@ from backplane.metrics.reading import by_label, distribution, figure, figures, o
 from backplane.statistics import Consumer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
+    from backplane.fanout.channel_groups import ChannelGroup
     from backplane.metrics.metric import Sample
     from backplane.metrics.view import View
     from backplane.statistics import LossReason
@@ -27,13 +28,25 @@ _REASONS: Final[dict[str, LossReason]] = {
 
 
 def _lags(view: View) -> Iterable[Sample]:
-    traffic = view.traffic
-    return [
-        (("received", "self"), distribution(traffic.received_self)),
-        (("received", "other"), distribution(traffic.received_other)),
-        (("written", "self"), distribution(traffic.written_self)),
-        (("written", "other"), distribution(traffic.written_other)),
+    lags = {"self": view.traffic.own, "other": view.traffic.others}
+    received: list[Sample] = [
+        (("received", publisher), distribution(each.received)) for publisher, each in lags.items()
     ]
+    return [*received, *((("written", publisher), distribution(each.written)) for publisher, each in lags.items())]
+
+
+def _by_group(figure: Callable[[ChannelGroup], int]) -> Callable[[View], Iterable[Sample]]:
+    """Return what reads a figure of each group of channels."""
+    return lambda view: [((group.name,), figure(group)) for group in view.traffic.groups.all]
+
+
+def _joins(view: View) -> Iterable[Sample]:
+    joins = dict.fromkeys((group.name for group in view.traffic.groups.all), 0)
+    if view.runtime is not None:
+        for subscribers in list(view.runtime.hub.channels.values()):
+            if subscribers.is_counted:
+                joins[subscribers.group.name] = joins.get(subscribers.group.name, 0) + len(subscribers)
+    return [((name,), count) for name, count in joins.items()]
 
 
 def _losses(view: View) -> Iterable[Sample]:
@@ -56,14 +69,16 @@ DELIVERY: Final = (
         name="backplane_messages_received_total",
         kind="counter",
         help="Messages that came from the broker for subscribers of this worker, each counted once.",
-        read=figure("delivered"),
+        labels=("group",),
+        read=_by_group(lambda group: group.messages),
     ),
     Metric(
         name="backplane_received_bytes_total",
         kind="counter",
         help="Their size, without header; of text the characters.",
         unit="bytes",
-        read=figure("received_bytes"),
+        labels=("group",),
+        read=_by_group(lambda group: group.size_bytes),
     ),
     Metric(
         name="backplane_messages_malformed_total",
@@ -103,14 +118,16 @@ DELIVERY: Final = (
         kind="counter",
         help="Messages that were offered to subscribers of this worker, once for each subscriber; one that a message "
         "excludes counts too.",
-        read=figure("offered"),
+        labels=("group",),
+        read=_by_group(lambda group: group.offered),
     ),
     Metric(
         name="backplane_delivered_bytes_total",
         kind="counter",
         help="Their size, without header; of text the characters.",
         unit="bytes",
-        read=figure("offered_bytes"),
+        labels=("group",),
+        read=_by_group(lambda group: group.offered_bytes),
     ),
     Metric(
         name="backplane_messages_sent_total",
@@ -135,6 +152,13 @@ DELIVERY: Final = (
         help="Batches whose publisher's clock is ahead of this worker's by more than 1 ms; their lag counts as 0.",
         alert="Rises on many workers: a clock is wrong.",
         read=one(lambda view: view.traffic.clock_ahead),
+    ),
+    Metric(
+        name="backplane_lag_unknown_total",
+        kind="counter",
+        help="Batches without a lag, as their first message states no time, or one that is more than a day away.",
+        alert="Rises, where all publishers use this package: a clock was never set.",
+        read=one(lambda view: view.traffic.unknown_lags),
     ),
     Metric(
         name="backplane_messages_dropped_total",
@@ -205,8 +229,9 @@ DELIVERY: Final = (
     Metric(
         name="backplane_joins",
         kind="gauge",
-        help="Joins that stand: the subscribers of each channel, reserved ones included, added up.",
-        read=one(lambda view: 0 if view.runtime is None else view.runtime.hub.joined_count),
+        help="Joins that stand: the subscribers of each channel, added up.",
+        labels=("group",),
+        read=_joins,
     ),
     Metric(
         name="backplane_subscriptions",

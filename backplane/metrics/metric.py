@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from backplane.histogram import Exemplar
     from backplane.metrics.view import View
 
 __all__ = ["Distribution", "Kind", "Metric", "Sample", "Value"]
@@ -25,11 +26,13 @@ class Distribution:
         bounds: The largest value of each bucket, ascending, without the last one, which has no bound.
         counts: How many values each bucket got by itself (not cumulative), one more than bounds.
         total: The sum of all values.
+        exemplars: By the place in counts, one value there that is part of a trace.
     """
 
     bounds: tuple[float, ...]
     counts: tuple[int, ...]
     total: float
+    exemplars: Mapping[int, Exemplar] = field(default_factory=dict[int, "Exemplar"])
 
     def buckets(self) -> Iterator[tuple[str, int]]:
         """Return the bounds as Prometheus writes them, each with how many values were not larger."""

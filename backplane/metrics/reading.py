@@ -48,4 +48,4 @@ def histogram(read: Callable[[View], Histogram]) -> Callable[[View], Iterable[Sa
 
 def distribution(of: Histogram) -> Distribution:
     """Return what a histogram has counted so far."""
-    return Distribution(of.bounds, tuple(of.counts), of.total)
+    return Distribution(of.bounds, tuple(of.counts), of.total, dict(of.exemplars))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from backplane.histogram import Exemplar
 from backplane.metrics.metric import Distribution
 from backplane.metrics.table import METRICS
 from backplane.metrics.view import view_of
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["parse_snapshot", "samples_in", "snapshot", "snapshot_of"]
 
+_MAX_TRACE_ID: Final = 32
+
 
 def snapshot(backplane: Measured) -> dict[str, Any]:
     """Return every metric of the worker of `backplane` now. Safe in any thread, and while it is not started.
@@ -24,7 +27,8 @@ def snapshot(backplane: Measured) -> dict[str, Any]:
     Returns:
         `worker`, the id of the process as text; `at`, the time in seconds since the epoch; and `metrics`: by the name
         of each a list of samples, each a list of the values of its labels and its value. The value of a histogram is
-        `{"bounds": [...], "counts": [...], "total": ...}` as in `Distribution`.
+        `{"bounds": [...], "counts": [...], "total": ...}` as in `Distribution`, and where there are any
+        `"exemplars": [[place, trace_id, value, at], ...]`.
     """
     return snapshot_of(view_of(backplane))
 
@@ -82,10 +86,23 @@ def _value_of(value: Any, metric: Metric) -> Value:
     bounds, counts = tuple(map(float, value["bounds"])), tuple(map(int, value["counts"]))
     if len(counts) != len(bounds) + 1 or list(bounds) != sorted(bounds):
         raise ValueError(f"the bounds and the counts of {metric.name} do not fit")
-    return Distribution(bounds, counts, float(value["total"]))
+    exemplars = {
+        int(place): Exemplar(_trace_id(trace), float(found), float(at))
+        for place, trace, found, at in value.get("exemplars", ())
+    }
+    return Distribution(bounds, counts, float(value["total"]), exemplars)
+
+
+def _trace_id(value: Any) -> str:
+    if not (isinstance(value, str) and len(value) <= _MAX_TRACE_ID):
+        raise ValueError(f"no id of a trace: {value!r:.50}")
+    return value
 
 
 def _json_of(value: Value) -> Any:
     if isinstance(value, Distribution):
-        return {"bounds": list(value.bounds), "counts": list(value.counts), "total": value.total}
+        found: dict[str, Any] = {"bounds": list(value.bounds), "counts": list(value.counts), "total": value.total}
+        if value.exemplars:
+            found["exemplars"] = [[place, *exemplar] for place, exemplar in value.exemplars.items()]
+        return found
     return value

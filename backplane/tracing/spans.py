@@ -5,7 +5,9 @@ from __future__ import annotations
 from time import time
 from typing import TYPE_CHECKING
 
-from opentelemetry.trace import Status, StatusCode
+from opentelemetry.trace import Status, StatusCode, format_trace_id
+
+from backplane.lag import lag_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -64,16 +66,24 @@ class WorkerSpan:
 
     Args:
         span: The span.
-        published_at: When the oldest of its sampled messages was published, by its publisher's clock.
+        published_at: When the oldest of its sampled messages was published, by its publisher's clock; `None` where
+            that is not known.
     """
 
     __slots__ = ("_published_at", "_span")
 
-    def __init__(self, span: Span, published_at: float) -> None:
+    def __init__(self, span: Span, published_at: float | None) -> None:
         self._span = span
         self._published_at = published_at
 
+    @property
+    def trace_id(self) -> str:
+        """The trace of it, as 32 hex digits; nothing where this span is not sampled."""
+        context = self._span.get_span_context()
+        return format_trace_id(context.trace_id) if context.trace_flags.sampled else ""
+
     def end(self) -> None:
-        """End it, with the time since the oldest sampled message was published."""
-        self._span.set_attribute("backplane.lag", time() - self._published_at)
+        """End it, with the time since the oldest sampled message was published, where that is known."""
+        if (lag := lag_of(self._published_at, time())) is not None:
+            self._span.set_attribute("backplane.lag", lag)
         self._span.end()

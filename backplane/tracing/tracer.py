@@ -110,7 +110,8 @@ class BackplaneTracer:
             links=[Link(origin) for origin in origins],
             start_time=received_ns or None,
         )
-        return WorkerSpan(span, min(message.published_at or 0.0 for message in sampled))
+        times = [message.published_at for message in sampled if message.published_at]
+        return WorkerSpan(span, min(times, default=None))
 
     def handler_entered(self) -> None:
         """Note the span of a handler, in its Context."""

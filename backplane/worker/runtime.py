@@ -35,6 +35,7 @@ from backplane.errors import (
 )
 from backplane.explain.path_tests import PathTests
 from backplane.fanout.broker_subscriptions import BrokerSubscriptions
+from backplane.fanout.channel_groups import ChannelGroups
 from backplane.fanout.codec import encode, encode_path_test
 from backplane.fanout.hub import Hub
 from backplane.fanout.outbox import Waiting
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from backplane.broker.publisher import Publisher
     from backplane.concurrency.affinity import LoopAffinity
     from backplane.connection.policy import Authorize, OnGap, OnSlow
+    from backplane.fanout.channel_groups import Grouping
     from backplane.fanout.subscription import Subscription
     from backplane.history_rules import History, HistoryRules
     from backplane.message import HistoryPage, Position, Receipt
@@ -106,6 +108,7 @@ class Runtime:
         authorize: Decides which client may join what.
         on_slow: Called with clients that are too slow.
         tracer: Traces publishes and deliveries. Defaults to no tracing.
+        grouping: By which groups of channels messages are counted. Defaults to none.
         close_seconds: How long the close of a client that reads nothing takes beyond its handler's grace.
 
     Attributes:
@@ -150,6 +153,7 @@ class Runtime:
         authorize: Authorize | None = None,
         on_slow: OnSlow | None = None,
         tracer: MessageTracer | None = None,
+        grouping: Grouping | None = None,
         close_seconds: float = _CLOSE_SECONDS,
     ) -> None:
         self.settings = settings
@@ -164,7 +168,7 @@ class Runtime:
         self.statistics: Counters = Counters()
         self.history_rules = history_rules
         self.scheme: str = broadcaster.url.scheme
-        self.traffic: Traffic = Traffic(self.origin)
+        self.traffic: Traffic = Traffic(self.origin, ChannelGroups(grouping, self.journal))
         self.histories: Histories | None = None
         if history_rules is not None:
             self.histories = Histories(

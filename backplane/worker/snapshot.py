@@ -8,7 +8,7 @@ from dataclasses import asdict
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from backplane.fanout.traffic import LAG_SECONDS
+from backplane.fanout.lags import LAG_SECONDS
 from backplane.stats.snapshot import WorkerSnapshot
 from backplane.worker.process import resident_bytes
 
@@ -21,7 +21,7 @@ __all__ = ["shared_settings", "take_snapshot"]
 
 def take_snapshot(runtime: Runtime, channels: tuple[ChannelFigures, ...], interval_seconds: float) -> WorkerSnapshot:
     """Return the figures of a worker of a cluster and of its channels, and after how many seconds the next follow."""
-    lags = runtime.traffic.written_self, runtime.traffic.written_other
+    lags = runtime.traffic.own.written, runtime.traffic.others.written
     worker, now = runtime.members().own(), asyncio.get_running_loop().time()
     return WorkerSnapshot(
         worker=worker.id,

@@ -93,14 +93,15 @@ def publish(rounds: int) -> list[Figure]:
 
 async def _hub(subscribers: int, rounds: int, messages: int) -> list[Figure]:
     measured = Hub(BrokerSubscriptions(linger_seconds=1.0, timeout_seconds=1.0), most_rest_seconds=0.0)
-    room = measured._subscribers["room"] = ChannelSubscribers()  # pyright: ignore[reportPrivateUsage]
+    counting = measured.traffic = Traffic(_ORIGIN)
+    room = ChannelSubscribers(counting, counting.groups.rest)
     room |= {_Idle(): 1 for _ in range(subscribers)}
+    measured._subscribers["room"] = room  # pyright: ignore[reportPrivateUsage]
     figures = {name: Figure(name) for name in (_WITHOUT, _WITH)}
-    counting = Traffic(_ORIGIN)
     passes = max(1, _IN_A_ROW // messages)
     for _ in range(rounds):
-        for name, traffic in ((_WITHOUT, None), (_WITH, counting)):
-            measured.traffic = traffic
+        for name in (_WITHOUT, _WITH):
+            room.is_counted = name == _WITH
             payload = encode(_DATA, origin=_ORIGIN, published_at=time())
             started = process_time_ns()
             for _ in range(passes):
@@ -141,16 +142,16 @@ async def _lane(count: int, rounds: int) -> list[Figure]:
     async with backplane:
         running = backplane._runtime  # pyright: ignore[reportPrivateUsage]
         assert running is not None
-        measured, counting = running.hub, running.traffic
+        measured = running.hub
         measured._most_rest_seconds = 0.0  # pyright: ignore[reportPrivateUsage]
 
-        async def deliver(traffic: Traffic | None) -> None:
-            measured.traffic = traffic
+        async def deliver(is_counted: bool) -> None:
+            measured.channels["room"].is_counted = is_counted
             await _deliver(measured, encode(_DATA, origin=_ORIGIN, published_at=time()), 1)
 
         candidates: dict[str, Callable[[], Coroutine[None, None, None]]] = {
-            _WITHOUT: partial(deliver, None),
-            _WITH: partial(deliver, counting),
+            _WITHOUT: partial(deliver, False),
+            _WITH: partial(deliver, True),
         }
         try:
             clients += [await open_client(config) for _ in range(count)]

@@ -250,6 +250,26 @@ def test_prometheus() -> None:
     assert f'backplane_publishes_total{{outcome="ok",worker="{os.getpid()}"}} 1.0' in lines
 
 
+def test_groups() -> None:
+    """Each group has its series."""
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    from backplane import BackplaneCollector
+
+    names = run("operations/metrics.md", "groups")
+    registry = CollectorRegistry()
+    registry.register(BackplaneCollector(names["backplane"]))
+
+    async def scraped() -> bytes:
+        async with names["backplane"]:
+            return generate_latest(registry)
+
+    text = asyncio.run(scraped())
+    assert [group for group in (b"orders", b"rooms", b"other") if b'backplane_joins{group="%s"' % group in text] == [
+        b"orders", b"rooms", b"other",
+    ]  # fmt: skip
+
+
 def test_registry() -> None:
     """The registry of the application shows the backplane."""
     from prometheus_client import REGISTRY, generate_latest

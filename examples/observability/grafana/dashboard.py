@@ -166,7 +166,9 @@ def speed() -> Iterator[timeseries.Panel]:
             f"Lag, published by {'the worker itself' if publisher == 'self' else 'others'}",
             f"From publish until it is received, and until it is written to the last subscriber. {description}",
             *(
-                query(quantile(part, "backplane_lag_seconds", label, by="le, stage"), f"{{{{stage}}}} p{part * 100:g}")
+                query(
+                    quantile(part, "backplane_lag_seconds", label, by="le, stage"), f"{{{{stage}}}} p{part * 100:g}"
+                ).exemplar(True)
                 for part in (0.5, 0.99)
             ),
             unit="s",
@@ -192,6 +194,18 @@ def amount() -> Iterator[timeseries.Panel]:
         "Clients",
         "WebSockets and event streams, by worker.",
         query(series("backplane_connections"), EACH_WORKER),
+        stacked=True,
+    )
+    yield lines(
+        "Clients by transport",
+        "Accepted and not about to end. lane: the direct lane of the server.",
+        query(f"sum by (transport) ({series('backplane_open_connections')})", "{{transport}}"),
+        stacked=True,
+    )
+    yield lines(
+        "Deliveries by group",
+        "In a second, by the group of the channel; one line without channel_group.",
+        query(per_second("backplane_deliveries_total", by="group"), "{{group}}"),
         stacked=True,
     )
     yield lines(

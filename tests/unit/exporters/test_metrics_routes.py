@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from fastapi import FastAPI
+from opentelemetry.trace import format_trace_id
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
@@ -19,6 +23,8 @@ from backplane.exporters import metrics_routes as module
 from backplane.exporters.prometheus import families_of_scrape
 from backplane.metrics.siblings import Scrape
 from backplane.metrics.snapshot import snapshot
+from backplane.tracing import Tracing
+from tests.exported_spans import Exported, context_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,6 +147,39 @@ def test_formats(accept: str, content_type: str | tuple[str, ...]) -> None:
         assert response.headers["content-type"].startswith(content_type)
         is_openmetrics = response.headers["content-type"].startswith("application/openmetrics")
         assert response.text.endswith("# EOF\n") == is_openmetrics
+
+
+def test_exemplars() -> None:
+    """A traced message leaves its trace at its bucket of the lag, where the request accepts OpenMetrics."""
+    exported = Exported()
+    backplane = Backplane("memory://", tracing=Tracing(exported.provider))
+    app = added(metrics_routes(backplane, siblings=False), backplane)
+
+    async def publish(_: Request) -> Response:
+        async with backplane.subscribe("orders") as messages:
+            with exported.tracer.start_as_current_span("POST"):
+                await backplane.publish("orders", "hello")
+            await anext(aiter(messages))
+        return PlainTextResponse()
+
+    app.add_route("/publish", publish)
+    with TestClient(app) as client:
+        client.get("/publish")
+        text = client.get("/metrics").text
+        openmetrics = client.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"}).text
+    assert "trace_id" not in text
+    found = [
+        (sample.labels["stage"], sample.labels["publisher"], sample.exemplar)
+        for family in text_string_to_metric_families(openmetrics)  # type: ignore[no-untyped-call]
+        for sample in family.samples
+        if sample.exemplar is not None
+    ]
+    trace_id = format_trace_id(context_of(exported.named("POST")).trace_id)
+    assert sorted((stage, publisher) for stage, publisher, _ in found) == [("received", "self"), ("written", "self")]
+    for _, _, exemplar in found:
+        assert exemplar.labels == {"trace_id": trace_id}
+        assert 0.0 <= exemplar.value < 60.0
+        assert abs(float(exemplar.timestamp) - time.time()) < 60.0
 
 
 def test_without_siblings() -> None:

@@ -107,14 +107,14 @@ def test_names_are_unique() -> None:
 
 
 def test_histogram(reader: InMemoryMetricReader, provider: MeterProvider, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A histogram is three counters, of which the buckets are cumulative as Prometheus has them."""
+    """A histogram is three counters, of which the buckets are cumulative; a label without a value is left out."""
     row = Metric(
         name="backplane_round_trip_seconds",
         kind="histogram",
         help="How long.",
         unit="seconds",
-        labels=("stage",),
-        read=lambda _: [(("received",), Distribution((0.1, 1.0), (3, 0, 2), 4.5))],
+        labels=("stage", "group"),
+        read=lambda _: [(("received", ""), Distribution((0.1, 1.0), (3, 0, 2), 4.5))],
     )
     monkeypatch.setattr("backplane.exporters.opentelemetry.METRICS", (row,))
     backplane = Backplane("memory://")

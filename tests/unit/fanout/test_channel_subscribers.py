@@ -13,13 +13,14 @@ ADA, BOB = b"ada".ljust(8), b"bob".ljust(8)
 def receive(subscribers: ChannelSubscribers, *excluded: bytes | None) -> list[bytes | None] | None:
     """Let a batch be received; return whom the last messages excluded."""
     batch = Batch(*(Message(channel="a", data="x", excluded=token) for token in excluded))
-    Traffic().count_received(subscribers, batch, 1, None)
+    subscribers.count(batch, 1, None, None)
     return None if subscribers.excluded is None else list(subscribers.excluded)
 
 
 def test_last_messages() -> None:
     """Of the last sixteen it is known whom they excluded, as long as one of them did exclude someone."""
-    subscribers = ChannelSubscribers()
+    traffic = Traffic()
+    subscribers = ChannelSubscribers(traffic, traffic.groups.rest)
     assert receive(subscribers, None, None) is None
     assert receive(subscribers, ADA) == [None, None, ADA]
     assert receive(subscribers, BOB, None) == [None, None, ADA, BOB, None]

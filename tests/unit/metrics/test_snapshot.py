@@ -9,6 +9,7 @@ import time
 import pytest
 
 from backplane import Backplane
+from backplane.histogram import Exemplar
 from backplane.metrics.metric import Distribution, Metric
 from backplane.metrics.snapshot import parse_snapshot, samples_in, snapshot
 from backplane.metrics.table import METRICS
@@ -42,6 +43,32 @@ def test_histogram(monkeypatch: pytest.MonkeyPatch) -> None:
     assert snapshot(Backplane("memory://"))["metrics"] == {
         "backplane_round_seconds": [[["received"], {"bounds": [0.1, 1.0], "counts": [3, 2, 1], "total": 4.5}]]
     }
+
+
+def test_exemplars(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are read again as they were sent."""
+    exemplar = Exemplar("f" * 32, 0.05, 1_700_000_000.5)
+    row = Metric(
+        name="backplane_round_seconds",
+        kind="histogram",
+        help="How long.",
+        read=lambda _: [((), Distribution((0.1, 1.0), (3, 2, 1), 4.5, {0: exemplar}))],
+    )
+    monkeypatch.setattr("backplane.metrics.snapshot.METRICS", (row,))
+    read = parse_snapshot(json.dumps(snapshot(Backplane("memory://"))).encode(), "1")
+    assert samples_in(read, row) == [((), Distribution((0.1, 1.0), (3, 2, 1), 4.5, {0: exemplar}))]
+
+
+@pytest.mark.parametrize(
+    "exemplar",
+    ["x", [], [0, "f", 1], [0, "f", 1, 2, 3], [0, 7, 1, 2], [0, "f" * 33, 1, 2], ["x", "f", 1, 2], [0, "f", "x", 2]],
+)
+def test_no_exemplar(exemplar: object) -> None:
+    """A sibling that sends anything else as one has another version."""
+    value = {"bounds": [1], "counts": [1, 0], "total": 0.5, "exemplars": [exemplar]}
+    text = json.dumps({"at": 1, "metrics": {"backplane_publish_seconds": [[[], value]]}})
+    with pytest.raises(ValueError):  # noqa: PT011  # of Python, or with the reason
+        parse_snapshot(text.encode(), "1")
 
 
 async def test_read_again() -> None:

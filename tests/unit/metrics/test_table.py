@@ -70,8 +70,30 @@ async def test_every_series_is_there_from_the_start() -> None:
     counters = {metric.name for metric in METRICS if metric.kind == "counter"} - {"backplane_worker_cpu_seconds_total"}
     assert {key: value for key, value in stopped.items() if key[0] in counters and not _is_zero(value)} == {}
     assert busy["backplane_publishes_total", "ok"] == 1
-    assert busy["backplane_deliveries_total",] == 1
+    assert busy["backplane_deliveries_total", ""] == 1
     assert (stopped["backplane_link_up",], busy["backplane_link_up",]) == (0, 1)
+
+
+async def test_groups_of_channels() -> None:
+    """Messages and joins are separated by the group of their channel, and add up to the figures of `statistics`."""
+    async with (
+        Backplane("memory://", cluster=True, channel_group={"room:*": "rooms", "ops:*": "ops"}) as backplane,
+        backplane.subscribe("room:1", "room:2", "news") as messages,
+    ):
+        idle = samples(backplane)
+        for channel in ("room:1", "news"):
+            await backplane.publish(channel, "four")
+            await anext(aiter(messages))
+        busy, statistics = samples(backplane), backplane.statistics()
+    groups = ("other", "rooms", "ops")
+    assert [idle["backplane_deliveries_total", group] for group in groups] == [0, 0, 0]
+    assert [busy["backplane_deliveries_total", group] for group in groups] == [1, 1, 0]
+    assert [busy["backplane_delivered_bytes_total", group] for group in groups] == [4, 4, 0]
+    assert [busy["backplane_messages_received_total", group] for group in groups] == [1, 1, 0]
+    assert [busy["backplane_received_bytes_total", group] for group in groups] == [4, 4, 0]
+    assert [busy["backplane_joins", group] for group in groups] == [1, 2, 0]
+    assert (statistics.delivered, statistics.offered, statistics.offered_bytes) == (2, 2, 8)
+    assert busy.keys() == idle.keys()
 
 
 def _is_zero(value: Value) -> bool:

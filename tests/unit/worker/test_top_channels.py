@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from backplane.fanout.channel_subscribers import ChannelSubscribers
+from backplane.fanout.traffic import Traffic
 from backplane.worker.top_channels import MAX_CHANNELS, TopChannels
 from tests.unit.doubles import RecordingSubscriber
 
 
 def channel(subscribers: int, messages: int = 0) -> ChannelSubscribers:
     """Return a channel with so many subscribers, on which messages of four characters were received."""
-    made = ChannelSubscribers()
+    traffic = Traffic()
+    made = ChannelSubscribers(traffic, traffic.groups.rest)
     for _ in range(subscribers):
         made[RecordingSubscriber()] = 1
     made.messages, made.size_bytes = messages, 4 * messages
