@@ -23,6 +23,7 @@ from tests.brokers.kafka import KafkaConfig, KafkaProcess, private_kafka, shared
 from tests.brokers.nats import delete_streams, private_nats, shared_nats
 from tests.brokers.postgres import PostgresConfig, private_postgres, shared_postgres
 from tests.brokers.redis import RedisConfig, empty, private_redis, shared_redis
+from tests.brokers.redis_cluster import RedisCluster, SingleNode, single_node
 from tests.brokers.redis_sentinel import private_sentinels
 from tests.chaos.case_table import lines as chaos_lines
 
@@ -62,6 +63,14 @@ class StartRedis(Protocol):
     """Starts a Redis that belongs to one test and ends with it."""
 
     def __call__(self, config: RedisConfig = ..., /) -> Broker:
+        """Start one; skip the test where there is none."""
+        ...
+
+
+class StartRedisNode(Protocol):
+    """Starts a Redis Cluster of one node, or returns the one with this configuration."""
+
+    def __call__(self, config: RedisConfig = ..., /) -> SingleNode:
         """Start one; skip the test where there is none."""
         ...
 
@@ -273,6 +282,28 @@ def private_sentinels_fixture(
             return stack.enter_context(made)
 
         yield start
+
+
+@pytest.fixture(scope="module")
+def redis_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartRedisNode]:
+    """Starts a Redis Cluster of one node, one for each configuration: it takes two seconds."""
+    nodes: dict[RedisConfig, SingleNode] = {}
+    with ExitStack() as stack:
+
+        def start(config: RedisConfig = RedisConfig(), /) -> SingleNode:  # noqa: B008  # frozen
+            if config not in nodes:
+                folder = tmp_path_factory.mktemp("redis-node")
+                nodes[config] = stack.enter_context(_started("redis-cluster", lambda: single_node(folder, config)))
+            return nodes[config]
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    """Three primaries and their replicas for the tests of one module, which takes three seconds."""
+    with _started("redis-cluster", lambda: RedisCluster(tmp_path_factory.mktemp("redis-cluster"))) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ _HISTORY = {"nothing": _NOTHING, "process": "in the process", "host": "on the ho
 _NAMED = {
     "ipc": "ipc://name",
     "redis+sentinel": "redis+sentinel://host,host/service",
+    "redis+cluster": "redis+cluster://host,host",
 }
 
 
@@ -65,6 +66,8 @@ def _row(schemes: Sequence[str]) -> tuple[str, ...]:
     capabilities = capabilities_of(schemes[0])
     gap = "is rebuilt; a `Gap`" if capabilities.keeps == "nothing" else "is rebuilt; a `Gap`, except with a history"
     recovers = "continues where it was" if capabilities.resumes else gap
+    if capabilities.parts:
+        recovers = "one node that fails: a `Gap` for its channels alone"
     extra = _built_in()[schemes[0]][1]
     return (
         ", ".join(f"`{_NAMED.get(scheme, f'{scheme}://')}`" for scheme in schemes),

@@ -54,16 +54,25 @@ class Endpoint:
         url: Its scheme decides about TLS.
         options: Those of the adapter.
         resolve: Returns the addresses of a name. Defaults to those that the system's resolver returns.
+        tls_name: The name that the certificate must hold. Defaults to the host.
     """
 
     def __init__(
-        self, target: Address, where: str, url: BrokerUrl, options: RedisOptions, *, resolve: Resolve = resolve
+        self,
+        target: Address,
+        where: str,
+        url: BrokerUrl,
+        options: RedisOptions,
+        *,
+        resolve: Resolve = resolve,
+        tls_name: str | None = None,
     ) -> None:
         self.where: str = where
         self._target = target
         self._url = url
         self._options = options
         self._resolve = resolve
+        self._tls_name = tls_name or str(target[0])
 
     async def addresses(self) -> list[Address]:
         """Return every address that the name has now.
@@ -113,7 +122,7 @@ class Endpoint:
             raise self._error(error, where) from error
 
     def _tls(self) -> tuple[ssl.SSLContext, str] | None:
-        return (tls_context(self._options), str(self._target[0])) if speaks_tls(self._url) else None
+        return (tls_context(self._options), self._tls_name) if speaks_tls(self._url) else None
 
     def _error(self, error: Exception, where: str) -> BrokerError:
         return connect_error(error, where, scheme=self._url.scheme, tls=speaks_tls(self._url))

@@ -57,6 +57,11 @@ class RedisLink(asyncio.Protocol):
         # and closes. It is the reply to the first command, which may be sent only then.
         self._greeting: hiredis.ReplyError | None = None
 
+    @property
+    def oldest_unanswered(self) -> asyncio.Future[Any] | None:
+        """The reply that has been awaited for the longest time; `None` where none is."""
+        return self._unanswered[0][0] if self._unanswered else None
+
     def adopt(self, on_lost: Callable[[BrokerError], None]) -> None:
         """Take it into use; `on_lost` is called once, at its end.
 

@@ -289,9 +289,9 @@ async def running_workload(
 
 
 @asynccontextmanager
-async def running(workload: _Workload, *, filler: str = "") -> AsyncGenerator[_Workload]:
-    """Run a workload, as `running_workload` does."""
-    async with watched_loop(), AsyncExitStack() as stack:
+async def running(workload: _Workload, *expected: str, filler: str = "") -> AsyncGenerator[_Workload]:
+    """Run a workload, as `running_workload` does; log events that are `expected` may be errors."""
+    async with watched_loop(*expected), AsyncExitStack() as stack:
         for participant in workload.participants:
             await stack.enter_async_context(participant.backplane)
         async with asyncio.TaskGroup() as group:
