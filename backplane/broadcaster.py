@@ -52,6 +52,7 @@ __all__ = [
     "SupportsHistory",
     "SupportsInspect",
     "SupportsLinkCheck",
+    "SupportsOthers",
     "SupportsResume",
     "WireFormat",
     "malformed_address",
@@ -431,6 +432,29 @@ class SupportsInspect(Protocol):
 
         Raises:
             BrokerUnavailableError: The link is lost.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsOthers(Protocol):
+    """An optional ability of a `Broadcaster`: to find what else shares the broker, as with another prefix by mistake.
+
+    Implementing the method is enough to enable it.
+    """
+
+    async def others(self, channel: str) -> list[Broadcaster]:
+        """Return adapters of the same kind, not started, each under another name or prefix that seems to be in use.
+
+        Called between `start` and `stop` by `Backplane.explain`, where no worker has what is looked for. It asks the
+        broker on the open link and changes nothing there; the core limits the time by cancelling. What the broker does
+        not allow to read is not returned.
+
+        Args:
+            channel: One that every worker of a cluster has subscribed to.
+
+        Raises:
+            BrokerError: The broker could not be asked.
         """
         ...
 

@@ -20,7 +20,7 @@ from backplane.option_checks import check_number
 from backplane.presence_types import check_user
 from backplane.stats.queries import ChannelQuery, ConnectionQuery
 from backplane.worker.recent_events import MOST, ask_events
-from backplane.worker.witness import ask_why
+from backplane.worker.why import ask_why
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection
@@ -241,9 +241,9 @@ class ClusterVerbs:
             InvalidChannelError: The name is not legal.
             InvalidDataError: `client` is empty, or longer than 512 characters.
             ConfigurationError: Without `cluster`, or `timeout_seconds` is not a number more than 0.
-            BrokerUnavailableError, PublishError: The question could not be published. A test message that could not is
-                stated in the explanation.
-            PublishOutcomeUnknownError: The link ended, or time ran out, before the broker's answer.
+            BrokerUnavailableError, PublishOutcomeUnknownError: The question could not be published, from a process that
+                is no worker. A worker answers from what it knows itself then.
+            PublishError: The broker refused the question. A test message that it refused is stated in the explanation.
             NotStartedError, ClosedError: The backplane is not running.
             WrongLoopError: It runs in another event loop, thread or process.
         """

@@ -12,6 +12,7 @@ Messages of channels that have a history are written to a log in that folder ins
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path  # noqa: TC003  # pydantic reads the annotation at runtime
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,7 +21,8 @@ from pydantic import Field, field_validator
 from backplane.adapters.ipc.folder import open_folder
 from backplane.adapters.ipc.node import IpcNode
 from backplane.broadcaster import Broadcaster, Capabilities, Options
-from backplane.errors import BrokerUnavailableError, ConfigurationError, PayloadTooLargeError
+from backplane.errors import BrokerError, BrokerUnavailableError, ConfigurationError, PayloadTooLargeError
+from backplane.unix_sockets.folder import neighbours
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -218,6 +220,15 @@ class IpcBroadcaster(Broadcaster):
         """Return how many other processes are connected."""
         count = self._started().peer_count
         return f"Unix sockets, {count} other process{'' if count == 1 else 'es'}"
+
+    async def others(self, channel: str) -> list[Broadcaster]:
+        """Return adapters with the names of other applications of this user; `channel` is not looked for."""
+        folder = open_folder(self._application, self.options.directory)
+        try:
+            names = await asyncio.to_thread(neighbours, folder)
+        except OSError as error:
+            raise BrokerError(f"the folders beside {str(folder)!r} cannot be listed: {error}", adapter="ipc") from error
+        return [IpcBroadcaster(replace(self.url, netloc=name, path=""), self.options) for name in names]
 
     def _started(self) -> IpcNode:
         if self._node is None:

@@ -24,9 +24,9 @@ import hiredis
 from backplane.adapters.redis.connect import Endpoint, Resolve, resolve
 from backplane.adapters.redis.errors import classify_reply, error_text, is_read_only, publish_error, unavailable
 from backplane.adapters.redis.history import KEYS_PREFIX, RedisHistory, load_scripts
-from backplane.adapters.redis.inspection import inspect_server
+from backplane.adapters.redis.inspection import inspect_server, other_prefixes
 from backplane.adapters.redis.link import RedisLink
-from backplane.adapters.redis.options import RedisOptions, check_options
+from backplane.adapters.redis.options import MAX_PREFIX, RedisOptions, check_options
 from backplane.adapters.redis.primary import COMPARE_SECONDS, Primary
 from backplane.adapters.redis.publisher_link import PublisherLink
 from backplane.adapters.redis.server_info import info_fields
@@ -236,6 +236,20 @@ class RedisBroadcaster(Broadcaster):
     async def inspect(self, subscribers: Mapping[str, int]) -> list[Finding]:
         """Return what of the server's limits can cut links, and whether as many workers have subscribed as should."""
         return await inspect_server(_required(self._publisher), self.options.prefix, subscribers)
+
+    async def others(self, channel: str) -> list[Broadcaster]:
+        """Return adapters with the other prefixes under which a reserved channel has subscribers on this server."""
+        publisher = _required(self._publisher)
+        try:
+            prefixes = await other_prefixes(publisher, self.options.prefix, channel)
+        except hiredis.ReplyError:  # an ACL denies it
+            return []
+        return [self._with_prefix(prefix) for prefix in prefixes if len(prefix) <= MAX_PREFIX]
+
+    def _with_prefix(self, prefix: str) -> Broadcaster:
+        other = type(self)(self.url, self.options.model_copy(update={"prefix": prefix}))
+        other._looked_for_others = True
+        return other
 
     async def _look_for_others(self, publisher: PublisherLink) -> None:
         """Warn, once, where other applications seem to use the server, and no prefix separates their channels."""

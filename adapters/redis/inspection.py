@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
     from backplane.adapters.redis.link import RedisLink
 
-__all__ = ["inspect_server"]
+__all__ = ["inspect_server", "other_prefixes"]
 
 _MIB: Final = 1024 * 1024
 # What a worker that reads slowly for some seconds may have waiting: the default of Redis is 32 MiB, or 8 for a minute.
 _LEAST_HARD_BYTES: Final = 64 * _MIB
 _LEAST_SOFT_BYTES: Final = 32 * _MIB
 _MOST_CLIENTS_SHARE: Final = 0.8
-_RESERVED: Final = b"*$backplane/control"
+_CONTROL: Final = "$backplane/control"
 
 
 async def inspect_server(link: RedisLink, prefix: str, subscribers: Mapping[str, int]) -> list[Finding]:
@@ -95,11 +95,19 @@ async def _subscriptions(link: RedisLink, prefix: str, subscribers: Mapping[str,
     return findings
 
 
+async def other_prefixes(link: RedisLink, prefix: str, channel: str) -> list[str]:
+    """Return the other prefixes with which a reserved channel has subscribers.
+
+    Raises:
+        hiredis.ReplyError: An ACL denies it.
+    """
+    found: Any = await link.ask(b"PUBSUB", b"CHANNELS", b"*" + channel.encode())
+    return sorted({name.decode(errors="replace").removesuffix(channel) for name in found} - {prefix})
+
+
 async def _other_prefixes(link: RedisLink, prefix: str) -> list[Finding]:
     """Return which other prefixes have workers: one of ours can have another one by mistake."""
-    channels: Any = await link.ask(b"PUBSUB", b"CHANNELS", _RESERVED)
-    suffix = _RESERVED[1:].decode()
-    others = sorted({name.decode(errors="replace").removesuffix(suffix) for name in channels} - {prefix})
+    others = await other_prefixes(link, prefix, _CONTROL)
     if not others:
         return []
     names = ", ".join(repr(other) for other in others[:5])

@@ -15,7 +15,10 @@ from backplane.errors import ConfigurationError
 if TYPE_CHECKING:
     from backplane.broadcaster import BrokerUrl
 
-__all__ = ["RedisOptions", "check_options", "speaks_tls", "tls_context"]
+__all__ = ["MAX_PREFIX", "RedisOptions", "check_options", "speaks_tls", "tls_context"]
+
+MAX_PREFIX: Final = 255
+"""Longest prefix, in characters."""
 
 _VERIFY: Final = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
 
@@ -23,7 +26,7 @@ _VERIFY: Final = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, 
 class RedisOptions(Options):
     """Options of `redis://`, `rediss://`, `unix://`, `valkey://` and `valkeys://`."""
 
-    prefix: str = Field(default="", max_length=255)
+    prefix: str = Field(default="", max_length=MAX_PREFIX)
     """Text before every channel name at the server, to share it among applications or to match an ACL."""
     credentials: str | None = Field(default=None, pattern=CREDENTIALS_PATTERN)
     """`package.module:callable`, called at each connect in place of user and password in the URL, for tokens that

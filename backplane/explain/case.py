@@ -23,6 +23,8 @@ class Case:
         missing: The workers that did not answer.
         errors: The workers whose answer is of no use, and why.
         not_tested: Why no path test was published; empty where one was.
+        place: Where who asks finds its channels, in words: the broker and the prefix.
+        elsewhere: What workers of other deployments stated, of those that have what no worker of this one has.
     """
 
     question: Question
@@ -30,6 +32,8 @@ class Case:
     missing: tuple[Worker, ...] = ()
     errors: tuple[tuple[Worker, str], ...] = ()
     not_tested: str = ""
+    place: str = ""
+    elsewhere: tuple[WorkerEvidence, ...] = ()
 
     @property
     def channel(self) -> str:

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 __all__ = ["explain"]
 
 _RULES: Final[tuple[Callable[[Case], Iterable[Finding]], ...]] = (
+    joins.elsewhere,
     workers.unanswered,
+    link.link,
     workers.missing,
     workers.erring,
     joins.unknown,
     joins.not_joined,
-    link.link,
     link.subscription,
     link.path,
     delivery.waiting,

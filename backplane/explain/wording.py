@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from backplane.explain.evidence import WorkerEvidence
-
 __all__ = ["ago", "count", "place", "quoted", "unique"]
 
 
-def place(worker: WorkerEvidence) -> str:
+def place(broker: str, prefix: str) -> str:
     """Return where a worker finds its channels."""
-    return f"{worker.broker or 'an unknown broker'}, prefix {worker.prefix!r}"
+    return f"{broker or 'an unknown broker'}, prefix {prefix!r}"
 
 
 def count(number: int, what: str) -> str:

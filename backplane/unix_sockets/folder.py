@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from backplane.unix_sockets.sockets import MAX_NAME_LENGTH, MAX_PATH_BYTES
+from backplane.unix_sockets.sockets import MAX_NAME_LENGTH, MAX_PATH_BYTES, list_sockets
 
-__all__ = ["FolderError", "PathTooLongError", "default_directory", "open_folder"]
+__all__ = ["FolderError", "PathTooLongError", "default_directory", "neighbours", "open_folder"]
 
 _MAX_SLUG_LENGTH: Final = 24
 
@@ -64,6 +64,20 @@ def open_folder(application: str, directory: Path, *, shared: bool = False, name
     except OSError as error:
         raise FolderError(f"cannot use the folder {str(folder)!r} ({error.strerror})") from error
     return folder
+
+
+def neighbours(folder: Path) -> list[str]:
+    """Return the other applications that have a folder with a socket beside this one, where a folder states its name.
+
+    A name of other characters than letters, digits, `.`, `_` and `-`, or of more than 24, is not known from its folder.
+    """
+    base = folder.parent
+    names = [(beside, beside.name.rpartition("-")[0]) for beside in base.iterdir() if beside != folder]
+    return sorted(
+        name
+        for beside, name in names
+        if name and _folder_name(name, base, MAX_NAME_LENGTH) == beside.name and list_sockets(beside)
+    )
 
 
 def _folder_name(application: str, base: Path, name_length: int) -> str:

@@ -207,6 +207,11 @@ class Cluster:
                 pass  # the other workers notice it by its heartbeats
 
     @property
+    def is_member(self) -> bool:
+        """Whether this is one of the workers, and not an observer."""
+        return self._mode == "member"
+
+    @property
     def applied(self) -> int:
         """Commands that this worker has applied."""
         return self._commands.applied

@@ -113,6 +113,7 @@ class Runtime:
 
     Attributes:
         history_rules: See above.
+        broadcaster: The adapter.
         scheme: The scheme of the broker's URL.
         state_changed_at: When the state of the link last changed, by the event loop's clock.
         affinity: The event loop in which all of it lives.
@@ -126,7 +127,7 @@ class Runtime:
         path_tests: The path tests that have arrived.
         published_channels: Where this worker has published lately.
         broker_url: The broker's URL, its password masked.
-        broker_prefix: What the names of channels have before them on the broker.
+        control_secret: Signs what workers exchange; `None` for no signatures.
         waiting: What waits in the outboxes of this worker's subscribers.
         stalls: How long the event loop was blocked.
         subscriptions: The subscriptions of the application (`Backplane.subscribe`).
@@ -167,6 +168,7 @@ class Runtime:
         self.journal: Journal = Journal(worker=self.origin.hex())
         self.statistics: Counters = Counters()
         self.history_rules = history_rules
+        self.broadcaster: Broadcaster = broadcaster
         self.scheme: str = broadcaster.url.scheme
         self.traffic: Traffic = Traffic(self.origin, ChannelGroups(grouping, self.journal))
         self.histories: Histories | None = None
@@ -224,7 +226,6 @@ class Runtime:
             journal=self.journal,
         )
         self.broker_url: str = str(broadcaster.url)
-        self.broker_prefix: str = getattr(broadcaster.options, "prefix", "")
         self.wire_format: WireFormat = broadcaster.options.wire_format
         self.prefix: str = getattr(broadcaster.options, "prefix", "")
         self._deduplicates = broadcaster.capabilities.deduplicates
@@ -239,7 +240,8 @@ class Runtime:
                 journal=self.journal,
             )
         self._bus: ClusterBus | None = None
-        self._signer = None if cluster is None or cluster.secret is None else Signer(cluster.secret)
+        self.control_secret: bytes | None = None if cluster is None else cluster.secret
+        self._signer = None if self.control_secret is None else Signer(self.control_secret)
         self.cluster: Cluster | None = None
         if cluster is not None and cluster.mode is not None:
             self.cluster = Cluster(

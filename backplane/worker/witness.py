@@ -1,9 +1,8 @@
-"""What this worker states of a client and a channel, and the question to all workers: `Backplane.explain`."""
+"""What this worker states of a client and a channel, when it is asked."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections import deque
 from dataclasses import asdict
@@ -11,33 +10,25 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from backplane.channels import RESERVED_PREFIX
-from backplane.cluster_types import Worker
-from backplane.control.messages import Selector
 from backplane.control.surveys import SurveyError
-from backplane.errors import BackplaneError
-from backplane.explain.case import Case
-from backplane.explain.evidence import ClientEvidence, Question, WorkerEvidence, parse_evidence
+from backplane.explain.evidence import ClientEvidence, Question, WorkerEvidence
 from backplane.explain.near_names import near_names
 from backplane.explain.recollection import ended_clients, refused_joins
-from backplane.explain.verdict import explain
 from backplane.worker.client_description import describe_client, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from backplane.cluster_types import Answers
     from backplane.control.messages import Command
-    from backplane.explain.explanation import Explanation
     from backplane.fanout.subscription import Subscription
     from backplane.worker.clients import LocalClient
     from backplane.worker.runtime import Runtime
 
-__all__ = ["KIND", "ask_why", "make_witness"]
+__all__ = ["KIND", "make_witness", "testify"]
 
 KIND: Final = "explain"
 """The command that asks a worker."""
 
-_TEST_ID_BYTES: Final = 8
 # So many questions a second are answered; each can take a look at every client.
 _PER_SECOND: Final = 5
 _MAX_CLIENTS: Final = 20
@@ -47,49 +38,6 @@ _SLICE: Final = 2_000
 # For so many of them names that resemble the channel's are looked for: each may have joined thousands.
 _MAX_WITH_NEAR: Final = 3
 _SHORTEST_ID: Final = 4
-# The share of the time to answer for which a worker waits for the path test.
-_TEST_SHARE: Final = 0.5
-
-
-async def ask_why(runtime: Runtime, question: Question, *, test: bool, seconds: float) -> Explanation:
-    """Ask every worker, after a path test, and return what follows; see `Backplane.explain`."""
-    cluster = runtime.members()
-    not_tested = "" if test else "it was not asked for"
-    test_id = os.urandom(_TEST_ID_BYTES)
-    if test and not runtime.settings.path_test:
-        not_tested = "Settings(path_test=False)"
-    elif test:
-        try:
-            async with asyncio.timeout(seconds):
-                await runtime.test_path(question.channel, test_id)
-        except (BackplaneError, TimeoutError) as error:
-            not_tested = str(error) or f"the broker did not take it within {seconds:g} s"
-    arguments = {
-        "channel": question.channel,
-        "client": question.client,
-        "test": "" if not_tested else test_id.hex(),
-        "seconds": seconds * _TEST_SHARE,
-    }
-    answers = await cluster.requests.ask(KIND, Selector(), arguments, seconds)
-    read = {worker: parse_evidence(answer) for worker, answer in answers.by_worker.items()}
-    found = [evidence for evidence in read.values() if evidence is not None]
-    unread = [worker for worker, evidence in read.items() if evidence is None]
-    return explain(
-        Case(
-            question=question,
-            workers=tuple(sorted(found, key=lambda worker: (worker.host, worker.pid, worker.worker))),
-            missing=(*answers.missing, *_missed_by_others(answers, found)),
-            errors=(*answers.errors.items(), *((worker, "this release cannot read it") for worker in unread)),
-            not_tested=not_tested,
-        )
-    )
-
-
-def _missed_by_others(answers: Answers, found: Iterable[WorkerEvidence]) -> list[Worker]:
-    """Return the workers that others know to be alive, and that did not answer: who asks may be new."""
-    asked = {*answers.by_worker, *answers.errors, *answers.missing}
-    known = {Worker(id=name, host=host, pid=pid) for each in found for name, host, pid in each.others}
-    return sorted(known - asked, key=lambda worker: worker.id)
 
 
 def make_witness(runtime: Runtime) -> Callable[[Command], Any]:
@@ -107,12 +55,13 @@ def make_witness(runtime: Runtime) -> Callable[[Command], Any]:
             client=None if arguments.get("client") is None else _text(arguments["client"]),
             test=_text(arguments.get("test")),
         )
-        return asdict(await _evidence(runtime, question, _seconds(arguments.get("seconds"))))
+        return asdict(await testify(runtime, question, _seconds(arguments.get("seconds"))))
 
     return answer
 
 
-async def _evidence(runtime: Runtime, question: Question, seconds: float) -> WorkerEvidence:
+async def testify(runtime: Runtime, question: Question, seconds: float) -> WorkerEvidence:
+    """Return what this worker knows, once a path test has arrived, or has not within `seconds`."""
     channel, hub, broker = question.channel, runtime.hub, runtime.broker_subscriptions
     test_received = None
     if question.test and channel in hub.channels:
@@ -129,7 +78,7 @@ async def _evidence(runtime: Runtime, question: Question, seconds: float) -> Wor
         pid=worker.pid,
         version=worker.version,
         broker=runtime.broker_url,
-        prefix=runtime.broker_prefix,
+        prefix=runtime.prefix,
         wire_format=runtime.wire_format,
         state=health.state,
         state_seconds=round(now - runtime.state_changed_at, 1),

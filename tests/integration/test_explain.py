@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -18,7 +21,7 @@ from starlette.routing import Route, WebSocketRoute
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from backplane import Backplane, ConfigurationError, Connection, InvalidDataError, Settings
+from backplane import Backplane, ConfigurationError, Connection, InvalidDataError, Limits, Settings
 from backplane.centrifugal.endpoint import Accepted, Centrifugal, ConnectRequest
 from backplane.server.uvicorn import DirectLaneProtocol
 from backplane.testing import FaultProxy
@@ -63,9 +66,10 @@ async def why(*arguments: str) -> tuple[int, str]:
     return process.returncode or 0, printed.decode()
 
 
-async def verdict_of_command(url: str) -> str:
+async def verdict_of_command(url: str, secret: str | None = None) -> str:
     """Return what `backplane why` finds."""
-    status, printed = await why(url, "--channel", CHANNEL, "--client", "ada", "--json")
+    signed = () if secret is None else ("--control-secret", secret)
+    status, printed = await why(url, "--channel", CHANNEL, "--client", "ada", "--json", *signed)
     assert status == 1
     return str(json.loads(printed)["verdict"])
 
@@ -108,25 +112,30 @@ async def deployment(
     *,
     channels: tuple[str, ...] = (CHANNEL,),
     authorize: Callable[[Any, str], bool | Awaitable[bool]] | None = None,
+    secret: str | None = None,
+    limits: Limits | None = None,
+    stays: asyncio.Event | None = None,
 ) -> AsyncGenerator[Deployment]:
     """Run both workers; the client has joined the channels, as far as it may, when this is entered."""
     joined = asyncio.Event()
-    serving = Backplane(url_of_second or url, cluster=True, settings=SETTINGS)
+    serving = Backplane(url_of_second or url, cluster=True, settings=SETTINGS, control_secret=secret)
     if authorize is not None:
         serving.authorize(authorize)
 
     async def endpoint(websocket: WebSocket) -> None:
-        async with serving.connect(websocket, client_key="ada") as connection:
+        async with serving.connect(websocket, client_key="ada", limits=limits) as connection:
             for channel in channels:
                 with suppress(Exception):
                     await connection.join(channel)
             joined.set()
             async for _ in connection:
                 pass
+            if stays is not None:
+                await stays.wait()
 
     app = Starlette(routes=[WebSocketRoute("/", endpoint)], lifespan=serving.lifespan)
     async with (
-        Backplane(url, cluster=True, settings=SETTINGS) as asked,
+        Backplane(url, cluster=True, settings=SETTINGS, control_secret=secret) as asked,
         serving_in_loop(app, ws=DirectLaneProtocol) as server,
         connect(f"{server.ws_url}/", proxy=None) as client,
     ):
@@ -245,13 +254,56 @@ async def test_another_channel(redis_broker: Broker) -> None:
         assert (await site.explain(client=None)).verdict == "no subscribers"
 
 
-async def test_another_prefix(redis_broker: Broker) -> None:
-    """Way 6, the wrong prefix: no worker of this deployment knows the client, and where they look is stated."""
-    async with deployment(f"{redis_broker.url}?prefix=shop:", f"{redis_broker.url}?prefix=shop2:") as site:
+@pytest.mark.parametrize("secret", [None, "0123456789abcdef-shared"])
+async def test_another_prefix(redis_broker: Broker, secret: str | None) -> None:
+    """Way 6, the wrong prefix: the worker that has the client, or subscribers of the channel, is named with it."""
+    url, other = f"{redis_broker.url}?prefix=shop:", f"{redis_broker.url}?prefix=shop2:"
+    async with deployment(url, other, secret=secret) as site:
         found = await site.explain()
+        assert (found.verdict, found.findings[0].worker) == ("wrong prefix", site.worker.members().own().id)
+        assert "prefix 'shop2:', and on no worker that has" in found.text
+        assert f"/{os.getpid()}" in found.text
+        assert await verdict_of_command(url, secret) == found.verdict
+        found = await site.explain(client=None)
+        assert (found.verdict, "prefix 'shop2:'" in found.text) == ("wrong prefix", True)
+        found = await site.explain(client="bob")
         assert (found.verdict, "prefix 'shop:'" in found.cure) == ("unknown client", True)
-        assert await verdict_of_command(f"{redis_broker.url}?prefix=shop:") == found.verdict
         assert (await site.serving.explain(channel=CHANNEL, client="ada")).verdict == "nothing published"
+
+
+async def test_another_name() -> None:
+    """The same with the wrong name of `ipc://`."""
+    with TemporaryDirectory(prefix="bp-") as directory:
+        urls = [f"ipc://{name}?directory={directory}" for name in ("shop", "shop2", "shop and more")]
+        async with deployment(urls[0], urls[1]) as site, Backplane(urls[2], cluster=True, settings=SETTINGS):
+            found = await site.explain()
+            assert (found.verdict, "ipc://shop2" in found.text) == ("wrong prefix", True)
+            assert await verdict_of_command(urls[0]) == found.verdict
+
+
+async def test_another_secret(redis_broker: Broker) -> None:
+    """What has another secret answers nothing: then it is stated where the client was looked for."""
+    url, other = f"{redis_broker.url}?prefix=shop:", f"{redis_broker.url}?prefix=shop2:"
+    async with (
+        deployment(url, other, secret="0123456789abcdef-theirs"),
+        Backplane(url, cluster=True, settings=SETTINGS) as asked,
+    ):
+        found = await asked.explain(channel=CHANNEL, client="ada")
+        assert (found.verdict, "prefix 'shop:'" in found.cure) == ("unknown client", True)
+
+
+async def test_an_acl_that_hides_other_prefixes(private_redis: StartRedis) -> None:
+    """Where the account may not list channels, or not subscribe to others, the client is unknown."""
+    for rules in ("+@all -pubsub|channels &*", "+@all resetchannels &shop:*"):
+        broker = private_redis(RedisConfig(users=(f"alice on >secret ~* {rules}",), login="alice:secret"))
+        admin = broker.url.replace("alice:secret@", "")
+        url = f"{broker.url}?prefix=shop:"
+        async with (
+            Backplane(f"{admin}?prefix=shop2:", cluster=True, settings=SETTINGS) as other,
+            other.subscribe(CHANNEL, name="ada"),
+            Backplane(url, cluster=True, settings=SETTINGS) as asked,
+        ):
+            assert (await asked.explain(channel=CHANNEL, client="ada")).verdict == "unknown client"
 
 
 async def test_nothing_published(redis_broker: Broker) -> None:
@@ -293,6 +345,115 @@ async def test_a_client_that_does_not_read(redis_broker: Broker) -> None:
                 await asyncio.gather(*(site.asked.publish(CHANNEL, "x" * 500_000) for _ in range(10)))
                 await asyncio.sleep(0.25)
         assert found.verdict in ("not reading", "ended")
+
+
+async def test_no_worker(redis_broker: Broker) -> None:
+    """None is there: where they were looked for is stated."""
+    status, printed = await why(f"{redis_broker.url}?prefix=empty:", "--channel", CHANNEL, "--client", "ada", "--json")
+    found = json.loads(printed)
+    assert (status, found["verdict"], "prefix 'empty:'" in found["text"]) == (1, "no workers", True)
+
+
+async def test_a_join_over_a_limit(redis_broker: Broker) -> None:
+    """The client has as many channels as it may."""
+    async with deployment(redis_broker.url, channels=("one", CHANNEL), limits=Limits(max_channels=1)) as site:
+        found = await site.explain()
+        assert (found.verdict, "max_channels" in found.text) == ("refused by a limit", True)
+        assert await verdict_of_command(redis_broker.url) == found.verdict
+
+
+async def test_a_client_that_has_not_joined(redis_broker: Broker) -> None:
+    """It has joined a channel whose name is not similar."""
+    async with deployment(redis_broker.url, channels=("news",)) as site:
+        found = await site.explain()
+        assert (found.verdict, "has joined 1 channel" in found.text) == ("not joined", True)
+        assert await verdict_of_command(redis_broker.url) == found.verdict
+
+
+async def test_a_lost_link(redis_broker: Broker) -> None:
+    """The worker itself answers while its link is lost, from what it knows; the page asks it."""
+    async with FaultProxy(redis_broker.url) as proxy, deployment(redis_broker.url, proxy.url) as site:
+        await site.until_known()
+        proxy.refuse()
+        async with asyncio.timeout(WAIT_SECONDS):
+            while site.serving.state == "live":
+                await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):
+            found = await site.serving.explain(channel=CHANNEL, client="ada", timeout_seconds=1)
+        assert (found.verdict, found.findings[0].worker, found.missing) == (
+            "link down",
+            site.worker.members().own().id,
+            (),
+        )
+        async with asyncio.timeout(10):
+            found = await site.serving.explain(channel=CHANNEL, client="bob", timeout_seconds=1)
+        assert found.verdict == "link down"
+        proxy.heal()
+
+
+async def test_a_subscription_that_is_not_confirmed(redis_broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker has ended the subscription, and does not confirm it again."""
+    async with deployment(redis_broker.url) as site:
+        await site.until_known()
+        never = asyncio.Event()
+
+        async def subscribe(_: object) -> None:
+            await never.wait()
+
+        monkeypatch.setattr(site.worker.broadcaster, "subscribe", subscribe)
+        site.worker.hub.revoke([CHANNEL], "a planted fault")
+        found = await site.explain()
+        assert (found.verdict, found.findings[0].worker) == ("not subscribed", site.worker.members().own().id)
+        assert await verdict_of_command(redis_broker.url) == found.verdict
+        never.set()
+
+
+async def test_a_handshake_that_is_not_answered(redis_broker: Broker) -> None:
+    """The client has joined one channel, and `authorize` does not answer for the next one."""
+    asked, answered = asyncio.Event(), asyncio.Event()
+    serving = Backplane(redis_broker.url, cluster=True, settings=replace(SETTINGS, authorize_timeout_seconds=60))
+
+    async def authorize(_: object, channel: str) -> bool:
+        if channel != CHANNEL:
+            asked.set()
+            await answered.wait()
+        return True
+
+    serving.authorize(authorize)
+
+    async def endpoint(websocket: WebSocket) -> None:
+        async with serving.connect(websocket, CHANNEL, "other", client_key="ada") as connection:
+            async for _ in connection:
+                pass
+
+    app = Starlette(routes=[WebSocketRoute("/", endpoint)], lifespan=serving.lifespan)
+    async with serving_in_loop(app) as server:
+        client = asyncio.create_task(_connected(f"{server.ws_url}/"))
+        await asked.wait()
+        assert (await serving.explain(channel=CHANNEL, client="ada")).verdict == "joining"
+        assert await verdict_of_command(redis_broker.url) == "joining"
+        answered.set()
+        await client
+
+
+async def _connected(url: str) -> None:
+    async with connect(url, proxy=None):
+        pass
+
+
+async def test_a_client_that_is_being_closed(redis_broker: Broker) -> None:
+    """It does not read its close frame, or its handler stays: it has left its channels, and is not taken for idle."""
+    stays = asyncio.Event()
+    async with deployment(redis_broker.url, stays=stays) as site:
+        await site.until_known()
+        [client] = [client for worker in (await site.explain()).workers for client in worker.clients]
+        await site.asked.disconnect(connection=client.id, code=4003, reason="banned", confirm_seconds=10)
+        await site.client.wait_closed()
+        async with asyncio.timeout(WAIT_SECONDS):
+            while (found := await site.explain(timeout_seconds=1)).verdict not in ("closing", "closed"):
+                await asyncio.sleep(0.25)
+        assert "by the worker with 4003: banned" in found.text
+        stays.set()
 
 
 async def test_a_client_that_has_ended(redis_broker: Broker) -> None:

@@ -23,12 +23,12 @@ def waiting(case: Case) -> Iterator[Finding]:
     for worker, client in case.found:
         if not client.joined:
             continue
-        if client.state in ("joining", "closing", "closed"):
+        if client.state == "joining":
             yield Finding(
-                code=client.state,
+                code="joining",
                 station="socket",
-                text=f"{client.kind} {client.id} on worker {worker.name} is {client.state}",
-                cure="wait until its handshake is answered" if client.state == "joining" else "let it connect again",
+                text=f"{client.kind} {client.id} on worker {worker.name} is joining: its handshake is not answered yet",
+                cure="look at what the handler and authorize wait for, if that lasts",
                 worker=worker.worker,
             )
         elif client.waiting_messages:

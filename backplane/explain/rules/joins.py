@@ -13,12 +13,26 @@ if TYPE_CHECKING:
     from backplane.explain.case import Case
     from backplane.explain.evidence import ClientEvidence, EndedClient, RefusedJoin, WorkerEvidence
 
-__all__ = ["not_joined", "unknown"]
+__all__ = ["elsewhere", "not_joined", "unknown"]
+
+
+def elsewhere(case: Case) -> Iterator[Finding]:
+    """The client is connected to a worker of another deployment on the same broker."""
+    what = f"{case.client} is on" if case.question.client else f"{case.channel} has subscribers on"
+    for worker in case.elsewhere:
+        yield Finding(
+            code="wrong prefix",
+            station="broker",
+            text=f"{what} worker {worker.name}, which has {place(worker.broker, worker.prefix)}, and on no worker that "
+            f"has {case.place}",
+            cure="give all workers and publishers of a deployment the same prefix, or name (ipc://)",
+            worker=worker.worker,
+        )
 
 
 def unknown(case: Case) -> Iterator[Finding]:
     """The client is not connected."""
-    if case.question.client is None or case.found or not case.workers:
+    if case.question.client is None or case.found or case.elsewhere or not case.workers:
         return
     refusals = sorted(
         ((worker, refused) for worker in case.workers for refused in worker.refused_joins),
@@ -44,14 +58,13 @@ def unknown(case: Case) -> Iterator[Finding]:
         )
     if not ends:
         near = sorted({name for worker in case.workers for name in worker.near_clients})
-        broker = next(iter(case.workers))
         yield Finding(
             code="unknown client",
             station="socket",
             text=f"{case.client} is connected to no worker of this deployment"
             + (f"; there are {quoted(near)}" if near else ""),
             cure="look at the name, and at the worker that the client is connected to: one with another broker, "
-            f"database, prefix or account is none of this deployment ({place(broker)})",
+            f"database, prefix or account is none of this deployment ({case.place})",
         )
 
 
@@ -67,7 +80,9 @@ def not_joined(case: Case) -> Iterator[Finding]:
     """The client is connected, and has not joined the channel."""
     is_joined = bool(case.homes)
     for worker, client in case.found:
-        if not client.joined:
+        if not client.joined and client.state in _ENDING:
+            yield _ending(worker, client, is_joined)
+        elif not client.joined:
             refused = next((each for each in worker.refused_joins if each.client == client.id), None)
             if refused is not None:
                 name = f"{client.kind} {client.id}"
@@ -83,6 +98,23 @@ def not_joined(case: Case) -> Iterator[Finding]:
             + (f"; there are subscribers of {quoted(near)}" if near else ""),
             cure="look at the name of the channel" if near else "let a client join it",
         )
+
+
+_ENDING: Final = ("closing", "closed")
+
+
+def _ending(worker: WorkerEvidence, client: ClientEvidence, is_joined: bool) -> Finding:
+    """Return that a client is about to end: it has left all its channels, and its handler may still run."""
+    ended = next((each for each in worker.ended if each.id == client.id), None)
+    return Finding(
+        code=client.state,
+        station="socket",
+        text=f"{client.kind} {client.id} on worker {worker.name} is {client.state}"
+        + (f", {_how(ended)}" if ended else ""),
+        cure="let it connect again, unless the code keeps it away; look at its handler if that does not end",
+        worker=worker.worker,
+        is_fault=not is_joined,
+    )
 
 
 _REFUSALS: Final = {

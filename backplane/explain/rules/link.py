@@ -17,8 +17,8 @@ __all__ = ["link", "path", "subscription"]
 
 
 def link(case: Case) -> Iterator[Finding]:
-    """The link of the worker is lost."""
-    for worker in case.homes:
+    """The link of the worker is lost; where it is not known which worker has the client, any of them."""
+    for worker in case.homes or case.workers:
         if worker.state != "live":
             yield Finding(
                 code="link down",
@@ -75,7 +75,7 @@ def path(case: Case) -> Iterator[Finding]:
             cure="restart this worker, and report it"
             if reached
             else "compare prefix, database and account of the publisher with those of the worker "
-            f"({place(worker)}); if they are the same, restart the worker",
+            f"({place(worker.broker, worker.prefix)}); if they are the same, restart the worker",
             worker=worker.worker,
         )
 

@@ -21,7 +21,7 @@ def unanswered(case: Case) -> Iterator[Finding]:
         yield Finding(
             code="no workers",
             station="broker",
-            text="no worker answered, and none is known",
+            text=f"no worker answered, and none is known at {case.place}",
             cure="start the workers with Backplane(cluster=True), and ask with their URL, prefix, database and "
             "control_secret: a worker with others is none of this deployment",
         )
@@ -59,7 +59,7 @@ def differing(case: Case) -> Iterator[Finding]:
     """Workers look for their channels in different places."""
     places = {(worker.broker, worker.prefix) for worker in case.workers}
     if len(places) > 1:
-        shown = "; ".join(f"{worker.name}: {place(worker)}" for worker in case.workers)
+        shown = "; ".join(f"{worker.name}: {place(worker.broker, worker.prefix)}" for worker in case.workers)
         yield Finding(
             code="different settings",
             station="broker",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from backplane.explain.evidence import ClientEvidence, WorkerEvidence, parse_evidence
+from backplane.explain.evidence import ClientEvidence, WorkerEvidence, is_client_name, parse_evidence
 
 
 def test_parse() -> None:
@@ -21,3 +21,8 @@ def test_no_evidence() -> None:
     answers: tuple[object, ...] = (None, 3, "w1", [], {}, {"worker": 3}, {"worker": "w1", "clients": "x"})
     for answer in answers:
         assert parse_evidence(answer) is None
+
+
+def test_names() -> None:
+    """A client is asked for by a text that is neither empty nor very long."""
+    assert [is_client_name(name) for name in ("a", "x" * 512, "", "x" * 513, 3)] == [True, True, False, False, False]

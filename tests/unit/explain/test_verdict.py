@@ -53,6 +53,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "only errors": ("no evidence", {"workers": (), "errors": ((Worker(id="w2", host="web", pid=2), "too many"),)}),
     "an error elsewhere": ("whole", {"workers": (GOOD,), "errors": ((Worker(id="w2"), "too many"),)}),
     "unknown": ("unknown client", {"workers": (worker("w1", near_clients=("Ada",)),)}),
+    "elsewhere": (
+        "wrong prefix",
+        {
+            "workers": (worker("w1"),),
+            "elsewhere": (worker("w2", client(), prefix="shop2:"),),
+            "place": "redis, 'shop:'",
+        },
+    ),
     "ended": (
         "ended",
         {"workers": (worker("w1", ended=(EndedClient(id="c1", by="worker", code=4000, reason="reload"),)),)},
@@ -126,7 +134,20 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"workers": (worker("w1", client(last_messages=3, excluded=3), client(id="c2", last_messages=3), messages=3),)},
     ),
     "still joining": ("joining", {"workers": (worker("w1", client(state="joining")),)}),
-    "being closed": ("closing", {"workers": (worker("w1", client(state="closing")),)}),
+    "being closed": (
+        "closing",
+        {
+            "workers": (
+                worker(
+                    "w1",
+                    client(state="closing", joined=False, channels=0),
+                    ended=(EndedClient(id="c1", by="worker", code=4003, reason="banned"),),
+                ),
+            )
+        },
+    ),
+    "closed, and its handler runs": ("closed", {"workers": (worker("w1", client(state="closed", joined=False)),)}),
+    "the link of the worker that answers is lost": ("link down", {"workers": (worker("w1", state="degraded"),)}),
     "does not read": ("not reading", {"workers": (worker("w1", client(waiting_messages=3, waiting_bytes=99)),)}),
     "drops": ("not reading", {"workers": (worker("w1", client(waiting_messages=1, when_full="drop_oldest")),)}),
     "waits in the server": ("not reading", {"workers": (worker("w1", client(transport_bytes=70_000)),)}),
@@ -162,7 +183,9 @@ def test_verdict(name: str) -> None:
         ("receives nothing, and no other does", ["web/1", "prefix ''", "redis://redis"]),
         ("only errors", ["web/2", "too many", "ask again"]),
         ("only silent workers", ["web/2", "py-spy dump --pid 2"]),
-        ("unknown", ["'Ada'", "redis://redis"]),
+        ("unknown", ["'Ada'"]),
+        ("being closed", ["is closing, closed by the worker with 4003: banned"]),
+        ("elsewhere", ["web/2", "prefix 'shop2:'", "redis, 'shop:'"]),
         ("ended", ["closed by the worker with 4000: reload"]),
         ("refused, and gone later for another reason", ["the client left with 1001"]),
         ("left", ["31 s ago", "the client left"]),
