@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from backplane.findings import Finding
     from backplane.history_rules import History, HistoryRules
     from backplane.message import All, Place, Position, Receipt
+    from backplane.transaction import Statement
 
 __all__ = [
     "Broadcaster",
@@ -54,6 +55,7 @@ __all__ = [
     "SupportsLinkCheck",
     "SupportsOthers",
     "SupportsResume",
+    "SupportsTransactions",
     "WireFormat",
     "malformed_address",
     "split_address",
@@ -485,6 +487,22 @@ class SupportsResume(Protocol):
 
         Raises:
             BrokerError: As for `start`; what was kept is kept for the next try.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsTransactions(Protocol):
+    """An optional ability of a `Broadcaster`: to publish by a statement in a transaction of the application.
+
+    For brokers that are the application's database. Implementing the method is enough to enable it.
+    """
+
+    def transaction_statement(self, channel: str, payload: bytes) -> Statement:
+        """Return the statement that publishes `payload` when, and only when, the transaction around it commits.
+
+        Does no I/O, and is called in any thread, whether or not the adapter is started. A payload over
+        `capabilities.max_payload_bytes` never gets here.
         """
         ...
 

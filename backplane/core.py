@@ -43,6 +43,7 @@ from backplane.worker.deployment import warn_if_no_pings, warn_of_default_url
 from backplane.worker.health import Health
 from backplane.worker.lifecycle import Lifecycle
 from backplane.worker.runtime import Runtime
+from backplane.worker.transaction_publisher import TransactionPublisher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
@@ -181,8 +182,10 @@ class Backplane(ClusterVerbs):
             None if self._tracing is None else self._tracing.tracer(self._source.adapter.url, self._pattern_of)
         )
         self._lifecycle = Lifecycle(self._source, self._make_runtime)
+        self._transactions = TransactionPublisher(lambda: self._source.adapter)
         self._sync = WorkerPublisher(
             self,
+            self._transactions,
             self._lifecycle.calls,
             PublisherThreads(self._unstarted, self._settings),
             self._settings.publish_timeout_seconds,
@@ -376,6 +379,36 @@ class Backplane(ClusterVerbs):
             WrongLoopError: It runs in another event loop, thread or process.
         """
         return await self._lifecycle.running().publish(channel, data, exclude, idempotency_key)
+
+    async def publish_in(
+        self, session: object, channel: str, data: object, *, exclude: Connection | str | None = None
+    ) -> None:
+        """Publish `data` when, and only when, the transaction of `session` commits: on `postgres://`.
+
+            async with sessions.begin() as session:
+                session.add(order)
+                await backplane.publish_in(session, "orders", order)
+
+        It is one statement of that transaction, and needs neither a start nor a link. After a rollback, also one to a
+        savepoint, nothing is sent; and nothing of a transaction whose connection is lost before its commit. Messages
+        are sent in the order of the commits. They are not counted in `statistics`, and no span is made.
+
+        Args:
+            session: Where the transaction is: a session or connection of SQLAlchemy, asynchronous or not; a connection
+                of asyncpg; a connection or cursor of psycopg. It must be in the database of the URL. A synchronous one
+                blocks the event loop for the statement, as each of its statements does.
+            channel: Where to.
+            data: As for `publish`.
+            exclude: As for `publish`.
+
+        Raises:
+            InvalidChannelError, InvalidDataError, PayloadTooLargeError: As for `publish`.
+            ConfigurationError: The adapter is not one of PostgreSQL; or the object is none of those, is in no
+                transaction, or is in another database. Nothing was sent.
+            Exception: What the library of the session raises where the server refuses the statement, and later the
+                commit.
+        """
+        await self._transactions.publish(session, channel, data, exclude)
 
     @asynccontextmanager
     async def subscribe(

@@ -37,6 +37,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
         "sdk-clients",
         "sdk-clients-tokens-and-rpc",
         "synchronous-code",
+        "transactions",
         "command-line",
         "testing",
     ),

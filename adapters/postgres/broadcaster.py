@@ -19,14 +19,15 @@ from backplane.adapters.postgres.connector import Connector
 from backplane.adapters.postgres.errors import ASYNCPG_ERRORS, connect_error, unavailable
 from backplane.adapters.postgres.inspection import inspect_server
 from backplane.adapters.postgres.options import PostgresOptions, check_options
-from backplane.adapters.postgres.publisher import NOTIFY, Publisher
-from backplane.adapters.postgres.wire import NotificationReader, encode_test
+from backplane.adapters.postgres.publisher import NOTIFY, NOTIFY_IN, Publisher
+from backplane.adapters.postgres.wire import NotificationReader, encode_message, encode_test
 from backplane.adapters.shared.error_chain import reason_of
 from backplane.broadcaster import Broadcaster, Capabilities
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerError, ConfigurationError
 from backplane.journal.events import BROKER_DETAIL, BROKER_MISFIT
 from backplane.journal.writing import write
+from backplane.transaction import Statement
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -62,6 +63,7 @@ class PostgresBroadcaster(Broadcaster):
         super().__init__(url, options)
         check_options(url, options)
         self._connector = Connector(url, options)
+        self._database = url.path.strip("/") or None
         self._compare_seconds = compare_seconds
         self._compared_at = float("-inf")
         self._queue_warned = False
@@ -161,6 +163,10 @@ class PostgresBroadcaster(Broadcaster):
     async def inspect(self, subscribers: Mapping[str, int]) -> list[Finding]:
         """Return how full the queue of notifications is, and whether sessions are left for all workers."""
         return await inspect_server(self._require_publisher().connection)
+
+    def transaction_statement(self, channel: str, payload: bytes) -> Statement:
+        """Return a statement with `pg_notify`: PostgreSQL sends notifications when their transaction commits."""
+        return Statement(NOTIFY_IN, (self.options.notify, encode_message(channel, payload)), self._database)
 
     def _watch_queue(self, usage: float) -> None:
         """Warn, once until it is emptied, where the server's queue of notifications fills."""

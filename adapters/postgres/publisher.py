@@ -17,10 +17,15 @@ from backplane.errors import BrokerUnavailableError, PublishError
 if TYPE_CHECKING:
     from backplane.adapters.postgres.connection import PostgresConnection
 
-__all__ = ["NOTIFY", "Publisher"]
+__all__ = ["NOTIFY", "NOTIFY_IN", "Publisher"]
 
 NOTIFY: Final = "SELECT count(pg_notify($1, notification)) FROM unnest($2::text[]) AS notification"
 """Sends notifications, in their order."""
+NOTIFY_IN: Final = (
+    "SELECT current_database()::text, count(pg_notify(CAST($1 AS text), notification)) "
+    "FROM unnest(CAST($2 AS text[])) AS notification"
+)
+"""The same, for a transaction of the application; the first column is the name of its database."""
 
 _MAX_BATCH: Final = 500
 _MAX_BATCH_BYTES: Final = 1024 * 1024

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from backplane.message import Receipt
     from backplane.synchronous.publisher_thread import PublisherThreads
     from backplane.typed_channel import TypedChannel
+    from backplane.worker.transaction_publisher import TransactionPublisher
 
 __all__ = ["AsyncPublisher", "SyncPublisher", "SyncTypedChannel", "WorkerPublisher"]
 
@@ -73,10 +74,12 @@ class SyncPublisher(ABC):
 
     Args:
         backplane: Makes the typed channels.
+        transactions: Publishes inside transactions.
     """
 
-    def __init__(self, backplane: AsyncPublisher) -> None:
+    def __init__(self, backplane: AsyncPublisher, transactions: TransactionPublisher) -> None:
         self._backplane = backplane
+        self._transactions = transactions
 
     def publish(
         self,
@@ -105,6 +108,25 @@ class SyncPublisher(ABC):
         return self._run(
             lambda backplane: backplane.publish(channel, data, exclude=exclude, idempotency_key=idempotency_key)
         )
+
+    def publish_in(
+        self, session: object, channel: str, data: object, *, exclude: Connection | str | None = None
+    ) -> None:
+        """Publish `data` when, and only when, the transaction of `session` commits: on `postgres://`.
+
+            with sessions.begin() as session:
+                session.add(order)
+                backplane.publish_in(session, "orders", order)
+
+        As `Backplane.publish_in`, for a session or connection of SQLAlchemy, or a connection or cursor of psycopg, that
+        are not asynchronous. The statement is executed in this thread; it needs no thread and no link of its own.
+
+        Raises:
+            BackplaneError: As `Backplane.publish_in`; `ConfigurationError` also where the object is asynchronous.
+            Exception: What the library of the session raises where the server refuses the statement, and later the
+                commit.
+        """
+        self._transactions.publish_sync(session, channel, data, exclude)
 
     @abstractmethod
     def _run(self, verb: Callable[[AsyncPublisher], Coroutine[Any, Any, _T]]) -> _T:
@@ -187,6 +209,7 @@ class WorkerPublisher(SyncPublisher):
 
     Args:
         backplane: The backplane that publishes where it is started.
+        transactions: Publishes inside transactions.
         calls: Returns the queue of calls into its event loop; `None` where it was never started in this process.
         threads: Publish where it is not started.
         publish_timeout_seconds: The longest time that a publish takes.
@@ -195,11 +218,12 @@ class WorkerPublisher(SyncPublisher):
     def __init__(
         self,
         backplane: AsyncPublisher,
+        transactions: TransactionPublisher,
         calls: Callable[[], CallQueue | None],
         threads: PublisherThreads,
         publish_timeout_seconds: float,
     ) -> None:
-        super().__init__(backplane)
+        super().__init__(backplane, transactions)
         self._calls = calls
         self._threads = threads
         self._seconds = publish_timeout_seconds + GRACE_SECONDS

@@ -78,7 +78,7 @@ if TYPE_CHECKING:
     from backplane.worker.clients import LocalClient
     from backplane.worker.cluster_options import ClusterOptions
 
-__all__ = ["Runtime"]
+__all__ = ["Runtime", "excluded_id"]
 
 logger: Final = logging.getLogger("backplane.worker.runtime")
 
@@ -375,7 +375,7 @@ class Runtime:
             data,
             origin=self.origin,
             published_at=time.time(),
-            excluded=_excluded_id(exclude),
+            excluded=excluded_id(exclude),
             wire_format=self.wire_format,
             states_json=rule is not None,
             extensions=b"" if span is None else span.extensions,
@@ -580,7 +580,7 @@ def _is_legal(channel: str) -> bool:
     return True
 
 
-def _excluded_id(exclude: object) -> bytes | None:
+def excluded_id(exclude: object) -> bytes | None:
     """Return the id by which a connection is left out, as it goes over the broker."""
     if exclude is None:
         return None

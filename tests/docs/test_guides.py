@@ -7,16 +7,25 @@ import os
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from fastapi import FastAPI, Request, Response
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.orm import sessionmaker
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 
 from backplane import Backplane, History, Limits
 from backplane.sync import SyncBackplane
 from tests.server_in_loop import serving_in_loop
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.brokers.broker import Broker
 
 DOCS = Path(__file__).parents[2] / "docs"
 EXAMPLE = re.compile(r"^<!-- example: ([\w-]+) -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -151,6 +160,37 @@ def test_task() -> None:
                     return [message.json()["id"] for message in (await backplane.history("orders:42")).messages]
 
             assert asyncio.run(read()) == [42, 42]
+
+
+@pytest.mark.anyio
+async def test_transaction(postgres_broker: Broker) -> None:
+    """What commits is received, from both kinds of code; what fails to be stored is not."""
+    address = postgres_broker.url.partition("://")[2]
+    engine = create_async_engine(f"postgresql+asyncpg://{address}")
+    later = run("guides/transactions.md", "transaction")
+    at_once = run("guides/transactions.md", "transaction-sync")
+    async with Backplane(postgres_broker.url) as backplane, backplane.subscribe("orders") as messages:
+        later["backplane"], later["sessions"] = backplane, async_sessionmaker(engine)
+        with pytest.raises(ProgrammingError):
+            await later["place"]("tea")  # there is no table
+        async with engine.begin() as connection:
+            await connection.execute(text("CREATE TABLE orders (item text)"))
+        await later["place"]("coffee")
+        at_once["backplane"] = SyncBackplane(postgres_broker.url)
+        at_once["sessions"] = sessionmaker(own := create_engine(f"postgresql+psycopg://{address}"))
+        await asyncio.to_thread(at_once["place"], "sugar")
+        assert [message.json()["item"] async for message in first(messages, 2)] == ["coffee", "sugar"]
+        async with engine.begin() as connection:
+            await connection.execute(text("DROP TABLE orders"))
+    own.dispose()
+    await engine.dispose()
+
+
+async def first(messages: Any, count: int) -> AsyncIterator[Any]:
+    """Iterate over the next items."""
+    async with asyncio.timeout(30):
+        for _ in range(count):
+            yield await anext(messages)
 
 
 def wait_until_joined(client: TestClient, backplane: Any) -> None:

@@ -376,7 +376,7 @@ CALLS_OF_A_PUBLISH = [
     "Runtime.publish",
     "Runtime._encoded",
     "validate_channel",
-    "_excluded_id",
+    "excluded_id",
     "encode",
     "_encode_text",
     "WaitingPublisher.publish",

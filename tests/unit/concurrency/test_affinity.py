@@ -147,6 +147,7 @@ SAFE: dict[type, set[str]] = {
         "on_slow",
         "on_state",
         "on_survey",
+        "publish_in",
         "sse",
         "state",
         "statistics",
