@@ -7,12 +7,14 @@ header that a form cannot set and that a foreign script may not set without a pe
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
@@ -33,7 +35,8 @@ AuthorizeVisitor = Callable[[Request], bool | str | Awaitable[bool | str]]
 """Decides whether a request may see the live page: a function or a coroutine function, which must not block.
 
 It returns the name of the visitor, which the log states with each change, or `True`; anything else refuses the request
-with 403. It may raise the framework's `HTTPException`, such as 401 or a redirect to the login.
+with 403. It may raise the framework's `HTTPException`, such as 401 or a redirect to the login. One that does not answer
+within 10 seconds is cancelled, and the request is answered with 503.
 """
 
 Right = Literal["publish", "disconnect", "tail"]
@@ -43,6 +46,7 @@ CHANGE_HEADER: Final = ("X-Backplane", "admin")
 """The header that each change must have."""
 
 _VISITOR: Final = "backplane.admin.visitor"
+_AUTHORIZE_SECONDS: Final = 10.0
 
 HEADERS: Final = {
     "Content-Security-Policy": (
@@ -95,7 +99,10 @@ class Visitor:
 
     async def may_stay(self) -> bool:
         """Ask `authorize` again: an event stream outlives the session of its visitor."""
-        return await self._check() is not None
+        try:
+            return await self._check() is not None
+        except HTTPException:  # of an answer that has begun there is no other status
+            return False
 
 
 def visitor_of(request: Request) -> Visitor:
@@ -111,12 +118,20 @@ class Access:
         app: What is protected.
         authorize: See `AuthorizeVisitor`.
         allow: The rights.
+        authorize_seconds: How long `authorize` may take. Defaults to 10.
 
     Raises:
         ConfigurationError: `authorize` is no function, or a right is not known.
     """
 
-    def __init__(self, app: ASGIApp, authorize: AuthorizeVisitor, allow: Collection[Right]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        authorize: AuthorizeVisitor,
+        allow: Collection[Right],
+        *,
+        authorize_seconds: float = _AUTHORIZE_SECONDS,
+    ) -> None:
         if not callable(authorize):
             raise ConfigurationError(
                 "authorize must be a function of the request that returns a name or a bool, such as local_only while "
@@ -124,6 +139,7 @@ class Access:
             )
         self._app = app
         self._authorize = authorize
+        self._authorize_seconds = authorize_seconds
         self.allow: frozenset[Right] = check_rights(allow)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -145,7 +161,16 @@ class Access:
         """Return the name of a visitor that is let in; `None` refuses."""
         answer: Any = self._authorize(request)
         if inspect.isawaitable(answer):
-            answer = await answer
+            deadline = asyncio.timeout(self._authorize_seconds)
+            try:
+                async with deadline:
+                    answer = await answer
+            except TimeoutError:
+                if not deadline.expired():  # its own
+                    raise
+                words = "%(hook)s of admin_routes did not answer within %(seconds)g s"
+                write(logger, HOOK_FAILED, words, hook="authorize", seconds=self._authorize_seconds)
+                raise HTTPException(503, "authorize did not answer in time") from None
         if answer is True:
             return ""
         if isinstance(answer, str) and answer:
@@ -178,9 +203,11 @@ def check_rights(allow: Collection[Right]) -> frozenset[Right]:
 def _refusal(request: Request) -> str | None:
     """Return why a request is refused whatever its visitor may, or `None`."""
     headers = request.headers
-    if _OWN_SITE.refusal(headers.get("origin"), headers.get("host")) is not None:
-        return "another site may not ask for this"
-    if headers.get("sec-fetch-site", "none") not in ("same-origin", "none") and not _is_followed_link(request):
+    site = headers.get("sec-fetch-site")
+    # A browser that states it knows better than a comparison: the proxy in front may have replaced `Host`.
+    if site != "same-origin" and _OWN_SITE.refusal(headers.get("origin"), headers.get("host")) is not None:
+        return "another site may not ask for this; if it is this one, a proxy has replaced the header Host: pass it on"
+    if site not in ("same-origin", "none", None) and not _is_followed_link(request):
         return "another site may not ask for this"
     if request.method in ("GET", "HEAD"):
         return None

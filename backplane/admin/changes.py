@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from backplane.cluster_types import Answers
     from backplane.core import Backplane
 
-__all__ = ["Changes", "summary"]
+__all__ = ["Changes"]
 
 logger: Final = logging.getLogger("backplane.admin.changes")
 
@@ -103,7 +103,7 @@ class Changes:
         except BackplaneError as error:
             return await _refused(request, error)
         closed = sum(sum(answer.by_worker.values()) for answer in answers)
-        return JSONResponse({**summary(answers[0]), "closed": closed})
+        return JSONResponse({**_summary(answers[0]), "closed": closed})
 
     async def _close(
         self, body: _Disconnect, connection: str | None, client_key: str | None, channel: str | None
@@ -118,7 +118,7 @@ class Changes:
         )
 
 
-def summary(answers: Answers) -> dict[str, Any]:
+def _summary(answers: Answers) -> dict[str, Any]:
     """Return how many workers were asked, how many answered, and which are missing: in every merged answer."""
     answered = len(answers.by_worker) + len(answers.errors)
     missing = [worker.id for worker in answers.missing]

@@ -1,4 +1,4 @@
-"""The lists of channels, connections and events of all workers, as the live page asks for them."""
+"""The lists of channels, connections and events of all workers, and what one is configured with, for the live page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import JSONResponse
 
-from backplane.errors import BackplaneError, ConfigurationError
+from backplane.admin.overview import own_worker
+from backplane.cluster_types import Answers
+from backplane.errors import BackplaneError, BrokerError, ConfigurationError, NotStartedError
+from backplane.journal.ring import KINDS
+from backplane.stats.overview import worker_name
+from backplane.worker.configuration import configuration_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,14 +22,17 @@ if TYPE_CHECKING:
 
     from backplane.cluster_types import Worker
     from backplane.core import Backplane
+    from backplane.journal.ring import Kept
+    from backplane.worker.runtime import Runtime
 
 __all__ = ["Lists"]
 
 _MAX_EVENTS: Final = 100
+_SECONDS: Final = 2.0
 
 
 class Lists:
-    """The handlers of `GET api/channels`, `GET api/connections` and `GET api/log`.
+    """The handlers of `GET api/channels`, `api/connections`, `api/log` and `api/configuration`.
 
     Args:
         backplane: Which asks the workers.
@@ -55,27 +63,76 @@ class Lists:
             page = replace(page, rows=tuple(rows))
         return JSONResponse(page.to_json())
 
-    async def events(self, _: Request) -> Response:
-        """Answer with the last notable events of all workers, the newest first."""
+    async def events(self, request: Request) -> Response:
+        """Answer with the last notable events of all workers, the newest first; the query can name one `kind`.
+
+        Where the others cannot be asked, since the broker is away or they are not known, with those of this worker.
+        """
+        kind = request.query_params.get("kind")
+        kinds: list[Kept] = [known for known in KINDS if kind in (known, None, "")]
         try:
-            answers = await self._backplane.recent_events(limit=_MAX_EVENTS)
+            if not kinds:
+                raise ConfigurationError(f"kind is one of {', '.join(KINDS)}")
+            answers = await self._recent_events(kinds)
         except BackplaneError as error:
             return _refused(error)
         rows = [self._event(worker, event) for worker, found in answers.by_worker.items() for event in found]
         rows.sort(key=lambda row: row["at"], reverse=True)
-        unanswered = {worker.id: "" for worker in answers.missing} | {
-            worker.id: reason for worker, reason in answers.errors.items()
-        }
-        asked = len(answers.by_worker) + len(unanswered)
-        about = {"asked": asked, "answered": len(answers.by_worker), "missing": list(unanswered)}
-        return JSONResponse({**about, "rows": rows})
+        return JSONResponse({**_about(answers), "rows": rows})
+
+    async def _recent_events(self, kinds: list[Kept]) -> Answers:
+        runtime = self._running()
+        if runtime.cluster is None:
+            return Answers(by_worker={own_worker(): runtime.journal.recent(*kinds, limit=_MAX_EVENTS)})
+        try:
+            return await self._backplane.recent_events(kinds=kinds, limit=_MAX_EVENTS)
+        except BrokerError:
+            me, *others = await self._backplane.workers()
+            missing = [worker for worker in others if worker.is_alive]
+            return Answers(by_worker={me: runtime.journal.recent(*kinds, limit=_MAX_EVENTS)}, missing=missing)
+
+    async def configuration(self, request: Request) -> Response:
+        """Answer with the settings, limits and options of one worker, whose id is `worker` in the query."""
+        wanted = request.query_params.get("worker", "")
+        try:
+            if (runtime := self._running()).cluster is None:
+                answer = {"configuration": configuration_of(runtime)}
+                return JSONResponse({**_about(Answers(by_worker={own_worker(): None})), **answer})
+            answers = await runtime.cluster.lists.describe(_SECONDS, worker=wanted, in_full=True)
+        except BackplaneError as error:
+            return _refused(error)
+        found = [answer.get("configuration") for answer in answers.by_worker.values()]
+        return JSONResponse({**_about(answers), "configuration": found[0] if found else None})
+
+    def _running(self) -> Runtime:
+        runtime = self._backplane._runtime  # pyright: ignore[reportPrivateUsage]
+        if runtime is None:
+            raise NotStartedError("this backplane is not started")
+        return runtime
 
     def _event(self, worker: Worker, event: Mapping[str, Any]) -> dict[str, Any]:
-        text, user = str(event["text"]), event["fields"].get("client_key")
-        if self._mask is not None and user:
+        text, about = str(event["text"]), event["fields"]
+        if self._mask is not None and (user := about.get("client_key")):
             text = text.replace(str(user), str(self._mask(str(user))))
-        where = f"{worker.host or '?'}/{worker.pid}"
-        return {"worker": where, **{name: event[name] for name in ("number", "at", "event", "level")}, "text": text}
+        return {
+            "id": worker.id,
+            "worker": _name(worker),
+            **{name: event[name] for name in ("number", "at", "event", "level")},
+            "state": about.get("state"),
+            "text": text,
+        }
+
+
+def _about(answers: Answers) -> dict[str, Any]:
+    """Return how many workers were asked and answered, and which are missing, why: in every merged answer."""
+    errors = {_name(worker): reason for worker, reason in answers.errors.items()}
+    missing = [*map(_name, answers.missing), *errors]
+    answered = len(answers.by_worker)
+    return {"asked": answered + len(missing), "answered": answered, "missing": missing, "errors": errors}
+
+
+def _name(worker: Worker) -> str:
+    return worker_name(worker.host, worker.pid, worker.id)
 
 
 def _options(request: Request, *names: str) -> dict[str, Any]:

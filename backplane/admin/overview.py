@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
+from backplane.cluster_types import Worker
 from backplane.errors import ConfigurationError
 from backplane.stats.overview import Overview, worker_overview
 from backplane.stats.snapshot import WorkerSnapshot
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from backplane.core import Backplane
 
-__all__ = ["overviews"]
+__all__ = ["overviews", "own_worker"]
 
 _EVERY_SECONDS: Final = 2.0
 _KEPT: Final = 6
@@ -55,15 +56,20 @@ def _about(backplane: Backplane) -> dict[str, Any]:
     return {"broker": backplane.url, "link": backplane.state}
 
 
+def own_worker() -> Worker:
+    """Return this worker, where the workers do not know each other."""
+    return Worker(id=f"{os.getpid():016x}", host=socket.gethostname(), pid=os.getpid())
+
+
 class _Own:
     """The figures of this worker, where it knows no others."""
 
     def __init__(self, backplane: Backplane) -> None:
         self._backplane = backplane
-        self._host = socket.gethostname()
         self._snapshots: deque[WorkerSnapshot] = deque(maxlen=_KEPT)
         self._since = time.time()
-        self.id: str = f"{os.getpid():016x}"
+        self._worker = own_worker()
+        self.id: str = self._worker.id
 
     async def overview(self) -> Overview:
         """Return them as an overview."""
@@ -73,8 +79,8 @@ class _Own:
             self._since = now
         snapshot = WorkerSnapshot(
             worker=self.id,
-            host=self._host,
-            pid=os.getpid(),
+            host=self._worker.host,
+            pid=self._worker.pid,
             at=now,
             clock=asyncio.get_running_loop().time(),
             state=health.state,

@@ -99,6 +99,7 @@ class _Routes:
                 Route("/api/channels", self._lists.channels),
                 Route("/api/connections", self._lists.connections),
                 Route("/api/log", self._lists.events),
+                Route("/api/configuration", self._lists.configuration),
                 Route("/api/explain", self._why.explain),
                 Route("/api/stream", self._stream),
                 Route("/api/tail", self._allowed("tail", self._tail)),

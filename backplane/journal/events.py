@@ -244,7 +244,7 @@ HANDLER_BYPASS: Final = _event(
 HOOK_FAILED: Final = _event(
     "hook.failed",
     _ERROR,
-    f"hook command {_CLIENT} channel reason error",
+    f"hook command {_CLIENT} channel seconds reason error",
     "A function of the application raised: `on_gap`, `on_slow`, `on_state`, `on_close`, `latest_by`, an RPC ...",
     "faults",
 )

@@ -141,8 +141,8 @@ def answer_lists(commands: CommandReceiver, source: StatsSource) -> None:
     async def connections(command: Command) -> dict[str, Any]:
         return await source.connections(query_of(ConnectionQuery, command.arguments))
 
-    async def describe(_command: Command) -> dict[str, Any]:
-        return source.describe()
+    async def describe(command: Command) -> dict[str, Any]:
+        return source.describe(in_full=command.arguments.get("in_full") is True)
 
     commands.add_slow_kind(_DESCRIBE, describe)
     commands.add_slow_kind(_CHANNELS, channels)
@@ -159,9 +159,15 @@ class Lists:
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
 
-    async def describe(self, seconds: float) -> Answers:
-        """Return what every worker is configured with; raises as `Requests`."""
-        return await self._requests.ask(_DESCRIBE, Selector(), {}, seconds)
+    async def describe(self, seconds: float, *, worker: str | None = None, in_full: bool = False) -> Answers:
+        """Return what one worker or every one is configured with; raises as `Requests`.
+
+        Args:
+            seconds: How long to wait.
+            worker: The id of the only one that is asked.
+            in_full: Whether all settings, limits and options are asked for.
+        """
+        return await self._requests.ask(_DESCRIBE, Selector(worker=worker), {"in_full": in_full}, seconds)
 
     async def channels(self, query: ChannelQuery, seconds: float) -> ChannelList:
         """Return a page of the channels, within `seconds`, or twice that where there are many; raises as `Requests`."""

@@ -25,8 +25,8 @@ class StatsSource(Protocol):
         """Return a part of its channels, as JSON: `total` and `rows`."""
         ...
 
-    def describe(self) -> dict[str, Any]:
-        """Return what the worker is configured with, as JSON."""
+    def describe(self, *, in_full: bool) -> dict[str, Any]:
+        """Return what the worker is configured with, as JSON; in full with all settings, limits and options."""
         ...
 
     async def connections(self, query: ConnectionQuery, /) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from backplane.channels import RESERVED_PREFIX
 from backplane.worker.client_description import describe_client, name_of
+from backplane.worker.configuration import configuration_of
 from backplane.worker.process import open_fds
 from backplane.worker.snapshot import shared_settings, take_snapshot
 from backplane.worker.top_channels import TopChannels
@@ -68,11 +69,11 @@ class RuntimeStats:
         rows = [{"name": name, "subscribers": count} for name, count in nsmallest(query.limit, found, key=order)]
         return {"total": len(found), "rows": rows}
 
-    def describe(self) -> dict[str, Any]:
-        """Return what the worker is configured with."""
+    def describe(self, *, in_full: bool = False) -> dict[str, Any]:
+        """Return what the worker is configured with; in full with all settings, limits and options."""
         runtime = self._runtime
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return {
+        described: dict[str, Any] = {
             "settings": shared_settings(runtime),
             "python": platform.python_version(),
             "loop": type(runtime.affinity.loop).__module__.partition(".")[0],
@@ -81,6 +82,9 @@ class RuntimeStats:
             "max_connections": runtime.settings.max_connections,
             "asgi_instrumentation": _ASGI_INSTRUMENTATION in sys.modules,
         }
+        if in_full:
+            described["configuration"] = configuration_of(runtime)
+        return described
 
     async def connections(self, query: ConnectionQuery, /) -> dict[str, Any]:
         """Return a part of its clients: the first ones of the order, found in several passes of the event loop."""

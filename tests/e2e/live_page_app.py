@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, WebSocket
 
-from backplane import Backplane, Settings
+from backplane import Backplane, Limits, Settings
 from backplane.admin import admin_routes
+
+if TYPE_CHECKING:
+    from backplane.worker.runtime import Runtime
 
 __all__ = ["HOSTILE", "app", "hostile"]
 
@@ -34,8 +38,20 @@ def hostile(number: int) -> str:
     return f"h:{HOSTILE[number % len(HOSTILE)]}:{number}"
 
 
-backplane = Backplane(settings=Settings(worker_heartbeat_seconds=0.5, worker_down_seconds=5), cluster=True)
+DOWN_SECONDS = float(os.environ.get("LIVE_PAGE_DOWN_SECONDS", "5"))
+"""After how long without heartbeats a worker counts as ended, and a silent link is looked at."""
+
+settings = Settings(
+    worker_heartbeat_seconds=0.5, worker_down_seconds=DOWN_SECONDS, probe_interval_seconds=DOWN_SECONDS, start="lazy"
+)
+backplane = Backplane(settings=settings, cluster=True, limits=Limits(max_channels=77))
 app = FastAPI(lifespan=backplane.lifespan)
+
+
+@backplane.authorize
+async def may_join(_: object, channel: str) -> bool:
+    """Refuse one channel."""
+    return channel != "forbidden"
 
 
 def staff(request: Request) -> str | bool:
@@ -51,6 +67,31 @@ app.mount("/read-only", admin_routes(backplane, authorize=staff))
 async def pid() -> int:
     """Return which worker answers."""
     return os.getpid()
+
+
+@app.post("/faults/hub/{channel}")
+async def swallow(channel: str) -> None:
+    """Let the hub drop what it receives on a channel."""
+    hub = _runtime().hub
+    deliver = hub.deliver
+
+    def deliver_others(name: str, *arguments: Any) -> None:
+        if name != channel:
+            deliver(name, *arguments)
+
+    hub.deliver = deliver_others  # type: ignore[method-assign,assignment]
+
+
+@app.post("/faults/subscription/{channel}")
+async def unsubscribe(channel: str) -> None:
+    """Unsubscribe a channel at the broker, which the worker does not know."""
+    await _runtime().broadcaster.unsubscribe([channel])
+
+
+def _runtime() -> Runtime:
+    runtime = backplane._runtime  # pyright: ignore[reportPrivateUsage]
+    assert runtime is not None
+    return runtime
 
 
 @app.websocket("/clients/{number}")

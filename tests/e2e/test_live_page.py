@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import signal
 import socket
-import sys
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.client import HTTPConnection
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -20,21 +15,20 @@ import pytest
 from playwright.sync_api import expect
 from websockets.sync.client import connect
 
-from tests.brokers.process import free_port
+from tests.e2e.live_page import serving, visiting
 from tests.e2e.live_page_app import hostile
 from tests.sdk.install import MissingError, node_modules
-from tests.server_process import server_process
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
+    from pathlib import Path
 
-    from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Response
+    from playwright.sync_api import Browser, Response
 
-    from tests.server_process import ServerProcess
+    from tests.e2e.live_page import Site, Visit
 
 pytestmark = pytest.mark.timeout(240)
 
-ROOT = Path(__file__).parents[2]
 CONNECTIONS = 5_000
 CHANNELS = 2 * CONNECTIONS
 SCREENS = ("overview", "workers", "channels", "connections", "why", "log", "tail")
@@ -42,114 +36,20 @@ QUERIES = {"tail": "?channel=room", "why": "?client=ada&channel=room"}
 MOST_ELEMENTS = 6_000
 """How many elements a screen may have, however many channels and connections there are."""
 
-expect.set_options(timeout=30_000)  # of a machine that others use
-
-# Names what was executed or refused in the page, before any script of the page runs.
-_WATCH = """
-addEventListener("securitypolicyviolation", (event) => (window.violations ??= []).push(event.violatedDirective));
-window.violations = [];
-"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    """Two workers at `ipc://`, with the page at /admin and /read-only."""
-
-    server: ServerProcess
-    port: int
-
-    @property
-    def address(self) -> str:
-        """Where it is."""
-        return f"http://127.0.0.1:{self.port}"
-
-    def get(self, path: str, method: str = "GET", body: Any = None, **headers: str) -> tuple[int, bytes]:
-        """Return what one of the workers answers to a visitor with the cookie."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
-        try:
-            named = {"Cookie": "session=staff", **{name.replace("_", "-"): value for name, value in headers.items()}}
-            connection.request(method, path, None if body is None else json.dumps(body), named)
-            response = connection.getresponse()
-            return response.status, response.read()
-        finally:
-            connection.close()
-
-    def overview(self) -> Any:
-        """Return what the page shows first."""
-        return json.loads(self.get("/admin/api/overview")[1])
-
-
-@contextmanager
-def _serving(url: str, folder: Path, workers: int = 2) -> Generator[Site]:
-    port = free_port()
-    command = [sys.executable, "-m", "backplane", "run", "tests.e2e.live_page_app:app", "--workers", str(workers)]
-    environment = {"BACKPLANE_URL": url}
-    with server_process([*command, "--port", str(port)], folder, cwd=ROOT, environment=environment) as server:
-        site = Site(server=server, port=port)
-
-        def is_ready() -> bool:
-            try:
-                return len(site.overview()["workers"]) == workers
-            except (OSError, ValueError, KeyError):
-                return False
-
-        server.wait_until(is_ready, "all workers know each other")
-        yield site
-
 
 @pytest.fixture
 def site(ipc_url: str, tmp_path: Path) -> Iterator[Site]:
     """Two workers."""
-    with _serving(ipc_url, tmp_path) as site:
+    with serving(ipc_url, tmp_path) as site:
         yield site
-
-
-@dataclass(slots=True)
-class Visit:
-    """A visitor's browser.
-
-    Attributes:
-        errors: What stood on the consoles of its pages.
-    """
-
-    context: BrowserContext
-    site: Site
-    errors: list[str] = field(default_factory=list[str])
-
-    def open(self, screen: str = "overview", at: str = "/admin/") -> Page:
-        """Open a screen."""
-        page = self.context.new_page()
-        page.add_init_script(_WATCH)
-
-        def note(message: ConsoleMessage) -> None:
-            if message.type == "error":
-                self.errors.append(message.text)
-
-        page.on("console", note)
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.goto(f"{self.site.address}{at}#/{screen}")
-        return page
-
-
-@contextmanager
-def _visiting(browser: Browser, site: Site, **options: Any) -> Generator[Visit]:
-    context = browser.new_context(**options)
-    context.add_cookies([{"name": "session", "value": "staff", "url": site.address}])
-    try:
-        yield Visit(context, site)
-    finally:
-        context.close()
 
 
 @pytest.fixture
 def visit(browser: Browser, site: Site) -> Iterator[Visit]:
     """A visitor who is let in; the page must not have failed, and nothing that it was given has been executed."""
-    with _visiting(browser, site) as visit:
+    with visiting(browser, site) as visit:
         yield visit
-        for page in visit.context.pages:
-            assert page.evaluate("window.hacked") is None
-            assert page.evaluate("window.violations") == []
-        assert visit.errors == []
+        visit.check()
 
 
 @contextmanager
@@ -364,7 +264,7 @@ def test_accessibility(browser: Browser, site: Site, scheme: Any, width: int) ->
     options: dict[str, Any] = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme, "bypass_csp": True}
     with (
         connect(f"ws://127.0.0.1:{site.port}/rooms/room?key=ada") as client,
-        _visiting(browser, site, **options) as visit,
+        visiting(browser, site, **options) as visit,
     ):
         page = visit.open()
         expect(page.get_by_text("All 2 workers are live.")).to_be_visible()
@@ -398,6 +298,18 @@ def test_keyboard(visit: Visit) -> None:
     page.keyboard.press("Enter")
     expect(page).to_have_url(re.compile(r"#/channels\?prefix=orders$"))
     expect(page.get_by_label("Name begins with")).to_have_value("orders")
+
+
+@pytest.mark.parametrize(("screen", "fields"), [("why", ["Client", "Channel"]), ("tail", ["Channel"])])
+def test_typed_text_stays(visit: Visit, screen: str, fields: list[str]) -> None:
+    """What a visitor types stays where new figures are drawn meanwhile."""
+    page = visit.open(screen)
+    for name in fields:
+        page.get_by_label(name, exact=name == "Channel").fill("typed")
+    page.evaluate("dispatchEvent(new HashChangeEvent('hashchange'))")  # draws the screen, as new figures do
+    page.evaluate("new Promise((drawn) => setTimeout(() => requestAnimationFrame(drawn)))")
+    for name in fields:
+        expect(page.get_by_label(name, exact=name == "Channel")).to_have_value("typed")
 
 
 def test_server_ends_with_a_page_open(visit: Visit, site: Site) -> None:

@@ -8,7 +8,7 @@ const EVERY_MS = 3000;
 const TYPING_MS = 250;
 
 /** Ask for a path now and again while the page is seen; `answer` is the last one to this very question. */
-export function useAsk(path, query) {
+export function useAsk(path, query, everyMs = EVERY_MS) {
   const [{ answer, error, of }, set] = useState({});
   const question = JSON.stringify([path, query]);
   useEffect(() => {
@@ -20,7 +20,7 @@ export function useAsk(path, query) {
       } catch (failure) {
         if (!ended) set((old) => ({ answer: old.of === question ? old.answer : null, error: failure, of: question }));
       }
-      if (!ended) timer = setTimeout(again, EVERY_MS);
+      if (!ended) timer = setTimeout(again, everyMs);
     };
     again();
     return () => {

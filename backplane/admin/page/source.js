@@ -5,11 +5,16 @@ import { useEffect, useState } from "./preact.js";
 const KEPT = 300; // samples, one every 2 seconds
 const KEPT_LOG = 1000;
 const KEPT_STATES = 200;
+const KEPT_SECONDS = 3600; // of a worker that is gone
+const PAST_EVERY_MS = 5000;
 const SILENT_MS = 20_000; // a worker sends something every 5 seconds
 const RETRY_MS = 3000;
 
 /** What every screen reads. `connection`: connecting, live, lost, or refused, after which only a reload helps. */
 export const state = { connection: "connecting", since: null, view: null, samples: [], courses: {}, log: [] };
+
+/* What the workers remember of their links from before, by id; asked for when a worker appears, and after a silence. */
+const past = { courses: {}, asked: new Set(), at: 0 };
 
 const listeners = new Set();
 const changed = () => listeners.forEach((listener) => listener());
@@ -103,6 +108,7 @@ export function start() {
     if (state.connection === connection) return;
     state.connection = connection;
     state.since = Date.now() / 1000;
+    past.asked = new Set(); // what happens meanwhile is asked for
     changed();
   });
 }
@@ -114,7 +120,33 @@ function take(view) {
   state.samples.push(sampleOf(view));
   if (state.samples.length > KEPT) state.samples.shift();
   for (const worker of view.workers) follow(worker, view.at);
+  const there = new Set(view.workers.map(({ id }) => id));
+  for (const [id, course] of Object.entries(state.courses)) if (!there.has(id) && course.seen < view.at - KEPT_SECONDS) delete state.courses[id];
+  recall(there);
   changed();
+}
+
+/** Ask how the links were before, where there is a worker that was not asked for it. */
+async function recall(there) {
+  if (Date.now() - past.at < PAST_EVERY_MS || [...there].every((id) => past.asked.has(id))) return;
+  past.at = Date.now();
+  try {
+    const { rows, missing } = await ask("log", { kind: "states" });
+    const found = {};
+    for (const { id, at, state: link } of rows.reverse()) if (link) (found[id] ??= []).push({ at, state: link });
+    past.courses = found;
+    past.asked = missing.length ? new Set(Object.keys(found)) : there;
+    changed();
+  } catch {
+    // asked again with the next figures
+  }
+}
+
+/** How the link of a worker was: what it remembers and what this page has seen, in order, each change once. */
+export function courseOf({ id, clock_offset: offset }) {
+  const before = (past.courses[id] ?? []).map(({ at, state: link }) => ({ at: at - (offset ?? 0), state: link }));
+  const all = [...before, ...(state.courses[id]?.states ?? [])].sort((one, other) => one.at - other.at);
+  return all.filter(({ state: link }, index) => link !== all[index - 1]?.state);
 }
 
 /** One sample of all workers: sums, and of the lag the longest. What no worker knows is not there. */
@@ -129,10 +161,11 @@ function sampleOf({ at, workers }) {
 
 /** Note since when the link of a worker is in its state, for the strip of its last hour. */
 function follow({ id, state: link, since, started_at: begin }, at) {
-  const course = (state.courses[id] ??= []);
-  const last = course[course.length - 1];
-  if (last?.state !== link) course.push({ at: Math.max(since ?? begin ?? at, last?.at ?? 0), state: link });
-  if (course.length > KEPT_STATES) course.shift();
+  const course = (state.courses[id] ??= { states: [], seen: at });
+  const last = course.states[course.states.length - 1];
+  course.seen = at;
+  if (last?.state !== link) course.states.push({ at: Math.max(since ?? begin ?? at, last?.at ?? 0), state: link });
+  if (course.states.length > KEPT_STATES) course.states.shift();
 }
 
 let number = 0;

@@ -19,7 +19,7 @@ export function Tail({ source: { view }, query }) {
   return html`<h1>Tail</h1>
     <form class="ask" onSubmit=${choose}>
       <div class="grow"><label for="tail-channel">Channel</label>
-        <input id="tail-channel" ref=${field} key=${channel} defaultValue=${channel} value=${channel} required autocomplete="off" autocapitalize="off" spellcheck="false" /></div>
+        <input id="tail-channel" ref=${field} key=${channel} defaultValue=${channel} required autocomplete="off" autocapitalize="off" spellcheck="false" /></div>
       ${allow.includes("tail") && html`<button class="main">Tail</button>`}
     </form>
     ${!allow.includes("tail") && html`<p class="hint">Messages are not shown here: <code>admin_routes(allow={"tail"})</code> allows it.</p>`}

@@ -20,7 +20,7 @@ export function Why({ query }) {
     go("why", { client: fields.client.current.value, channel: fields.channel.current.value });
   };
   const field = (name, label, value) => html`<div class="grow"><label for=${`why-${name}`}>${label}</label>
-    <input id=${`why-${name}`} key=${value} ref=${fields[name]} defaultValue=${value} value=${value} required autocomplete="off" autocapitalize="off" spellcheck="false" /></div>`;
+    <input id=${`why-${name}`} key=${value} ref=${fields[name]} defaultValue=${value} required autocomplete="off" autocapitalize="off" spellcheck="false" /></div>`;
   return html`<h1>Why does a client not receive a channel?</h1>
     <form class="ask" onSubmit=${look}>
       ${field("client", "Client: its key, user, or the id of a connection", client)}

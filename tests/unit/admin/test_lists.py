@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from backplane import Backplane
+from backplane import Answers, Backplane, BrokerUnavailableError, Limits, Worker
 from tests.unit.admin.kit import browsing
 from tests.unit.asgi_client import Client
 
@@ -69,5 +69,48 @@ async def test_events() -> None:
         assert "client.ended" in [row["event"] for row in found["rows"]]
         assert "adele" not in str(found)
         assert [row["at"] for row in found["rows"]] == sorted((row["at"] for row in found["rows"]), reverse=True)
+        states = (await client.get("api/log?kind=states")).json()["rows"]
+        assert [(row["event"], row["state"]) for row in states] == [("link.live", "live")]
+        assert (await client.get("api/log?kind=other")).status_code == 400
+
+
+async def test_events_of_this_worker_alone() -> None:
+    """Where the workers do not know each other, and where the broker is away, a worker answers for itself."""
     async with Backplane("memory://") as backplane, browsing(backplane) as client:
-        assert (await client.get("api/log")).status_code == 400
+        found = (await client.get("api/log")).json()
+        assert (found["asked"], [row["event"] for row in found["rows"]]) == (1, ["link.live"])
+    async with Backplane("memory://", cluster=True) as backplane, browsing(backplane) as client:
+
+        async def fail(**_: object) -> Answers:
+            raise BrokerUnavailableError("away", adapter="memory")
+
+        known = await backplane.workers()
+        other = Worker(id="f" * 16, host="web-2", pid=7)
+
+        async def workers() -> list[Worker]:
+            return [*known, other, Worker(id="e" * 16, is_alive=False)]
+
+        backplane.recent_events, backplane.workers = fail, workers  # type: ignore[method-assign]
+        found = (await client.get("api/log")).json()
+        assert (found["asked"], found["missing"]) == (2, ["web-2/7-ffff"])
+        assert [row["event"] for row in found["rows"]] == ["link.live"]
+    async with browsing(Backplane("memory://")) as client:
+        assert (await client.get("api/log")).status_code == 503
+
+
+async def test_configuration() -> None:
+    """A worker states its settings and limits, and which of them are changed, with or without a cluster."""
+    limits = Limits(max_channels=7)
+    for cluster in (True, False):
+        async with Backplane("memory://", cluster=cluster, limits=limits) as backplane, browsing(backplane) as client:
+            me = (await backplane.workers())[0].id if cluster else ""
+            found = (await client.get("api/configuration", params={"worker": me})).json()
+            assert (found["asked"], found["answered"], found["missing"]) == (1, 1, [])
+            configuration = found["configuration"]
+            assert configuration["limits"]["max_channels"] == 7
+            assert configuration["changed"] == {"max_channels": 7}
+    async with Backplane("memory://", cluster=True) as backplane, browsing(backplane) as client:
+        found = (await client.get("api/configuration", params={"worker": "f" * 16})).json()
+        assert (found["asked"], found["configuration"]) == (0, None)
+    async with browsing(Backplane("memory://")) as client:
+        assert (await client.get("api/configuration")).status_code == 503
