@@ -238,13 +238,14 @@ class _AwakeClock:
         last: The time when it was last read.
     """
 
-    __slots__ = ("_tick_handle", "_ticked", "_ticked_at", "_users", "last")
+    # Without the handle of the next tick, which refers to the event loop: `_clocks` would never free it.
+    __slots__ = ("_is_ticking", "_ticked", "_ticked_at", "_users", "last")
 
     def __init__(self) -> None:
         self.last: float = 0.0
         self._ticked: float = 0.0
         self._ticked_at: float = monotonic()
-        self._tick_handle: asyncio.TimerHandle | None = None
+        self._is_ticking = False
         self._users = 0
 
     def now(self) -> float:
@@ -256,7 +257,7 @@ class _AwakeClock:
     def enter(self) -> None:
         """Tick until `leave` was called as often."""
         self._users += 1
-        if self._tick_handle is None:
+        if not self._is_ticking:
             self._tick()
 
     def leave(self) -> None:
@@ -266,7 +267,9 @@ class _AwakeClock:
     def _tick(self) -> None:
         self._ticked = self.now()
         self._ticked_at = monotonic()
-        self._tick_handle = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._tick) if self._users else None
+        self._is_ticking = self._users > 0
+        if self._is_ticking:
+            asyncio.get_running_loop().call_later(_TICK_SECONDS, self._tick)
 
 
 _clocks: WeakKeyDictionary[asyncio.AbstractEventLoop, _AwakeClock] = WeakKeyDictionary()

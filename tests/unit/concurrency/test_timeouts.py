@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import pytest
 
@@ -509,3 +511,18 @@ async def test_cancelled_call_is_no_answer() -> None:
     assert await outcome(waiting) is TimeoutError
     assert shared.clock.now() - stopped < 3 * LENGTH_SECONDS
     shared.close()
+
+
+def test_event_loop_is_freed() -> None:
+    """An event loop that ended while the clock of its limits still ticked is freed."""
+
+    async def use() -> None:
+        async with PatientTimeout(WAIT_SECONDS):
+            await asyncio.sleep(0)
+
+    with asyncio.Runner() as runner:
+        runner.run(use())
+        loop = ref(runner.get_loop())
+    del runner
+    gc.collect()
+    assert loop() is None

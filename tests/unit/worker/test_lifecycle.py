@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import TYPE_CHECKING
+from weakref import ref
 
 import anyio
 import pytest
@@ -13,9 +15,11 @@ from backplane import (
     BrokerAuthenticationError,
     ClosedError,
     Gap,
+    History,
     LifecycleError,
     Message,
     NotStartedError,
+    Presence,
 )
 from backplane.adapters.memory import MemoryBroadcaster
 from tests.unit.asgi_client import WAIT_SECONDS, Client, data_of
@@ -291,3 +295,22 @@ def test_start_after_an_event_loop_that_ended_in_the_middle_of_the_stop(monkeypa
         asyncio.run(stop_and_leave())
     asyncio.run(backplane.start())
     assert len(started) == 2
+
+
+def test_event_loop_is_freed(ipc_url: str) -> None:
+    """The event loop of a `Backplane` that was used and stopped is freed: a script may run many."""
+
+    async def use() -> None:
+        async with (
+            Backplane(ipc_url, history={"a": History()}, presence={"a": Presence()}) as backplane,
+            backplane.subscribe("a") as subscription,
+        ):
+            await backplane.publish("a", "x")
+            await anext(aiter(subscription))
+
+    with asyncio.Runner() as runner:
+        runner.run(use())
+        loop = ref(runner.get_loop())
+    del runner
+    gc.collect()
+    assert loop() is None
