@@ -32,8 +32,8 @@ def server_logs_as_before() -> Generator[None]:
 @pytest.fixture(params=brokers_by_default("ipc", "redis", "nats", "kafka"))
 def broker_url(request: pytest.FixtureRequest) -> str:
     """The URL of each broker that connects processes, in turn."""
-    if request.param == "ipc":  # a worker that the machine lets wait is not one that does not answer
-        return f"{request.getfixturevalue('ipc_url')}&peer_timeout_seconds=5"
+    if request.param == "ipc":
+        return str(request.getfixturevalue("ipc_url"))
     return str(request.getfixturevalue(f"{request.param}_broker").own_url)
 
 

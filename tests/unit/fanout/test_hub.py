@@ -304,7 +304,7 @@ async def test_second_join_that_fails() -> None:
 @pytest.mark.parametrize("outcome", ["cancelled", "refused", "timed out"])
 async def test_join_that_fails(outcome: Literal["cancelled", "refused", "timed out"]) -> None:
     """A join that fails leaves nothing: no subscriber, no wanted channel, no subscription at the broker."""
-    async with running(linger_seconds=AT_ONCE, timeout_seconds=0.01 if outcome == "timed out" else 10.0) as worker:
+    async with running(linger_seconds=AT_ONCE, timeout_seconds=0.5 if outcome == "timed out" else 10.0) as worker:
         broadcaster, subscriber = worker.adapter, RecordingSubscriber()
         broadcaster.subscribe_gate.close()
         if outcome == "refused":

@@ -79,12 +79,12 @@ async def test_lag_is_that_of_the_first_message() -> None:
     """It is counted once for a batch, apart for this worker and others; with one slice both stages are the same."""
     async with running() as world:
         await world.joined("a", "b")
-        published(world, 0.2, 0.02, channel="a")
-        published(world, 3.0, channel="b", origin=OTHER)
+        published(world, 3.0, 0.02, channel="a")
+        published(world, 6.0, channel="b", origin=OTHER)
         await until_idle()
         traffic = traffic_of(world)
-        assert lags(traffic) == ({0.25: 1}, {5.0: 1}, {0.25: 1}, {5.0: 1})
-        assert 0.2 <= traffic.own.received.total < 0.25
+        assert lags(traffic) == ({5.0: 1}, {10.0: 1}, {5.0: 1}, {10.0: 1})
+        assert 3.0 <= traffic.own.received.total < 5.0
         assert traffic.clock_ahead == 0
 
 
@@ -187,15 +187,15 @@ async def test_slices(traced: bool) -> None:
         if traced:
             world.hub.tracer = Mock()
         subscribers = [await world.joined("a") for _ in range(7)]
-        published(world, 0.2)
+        published(world, 3.0)
         await asyncio.sleep(0)
         traffic = traffic_of(world)
         assert (traffic.received, traffic.offered, lags(traffic)) == (0, 0, ({}, {}, {}, {}))
         world.hub.leave("a", subscribers[-1])
         world.hub.leave("a", subscribers[0])
         await until_idle()
-        assert (traffic.received, traffic.offered, lags(traffic)) == (1, 6, ({0.25: 1}, {}, {0.25: 1}, {}))
-        assert 0.2 <= traffic.own.received.total < traffic.own.written.total
+        assert (traffic.received, traffic.offered, lags(traffic)) == (1, 6, ({5.0: 1}, {}, {5.0: 1}, {}))
+        assert 3.0 <= traffic.own.received.total < traffic.own.written.total
 
 
 async def test_reserved_channels_do_not_count() -> None:
