@@ -87,7 +87,14 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
         "log-events",
         "command-line",
     ),
-    "migration": ("index", "from-connection-manager", "from-broadcaster", "from-channels", "from-socketio"),
+    "migration": (
+        "index",
+        "from-connection-manager",
+        "from-broadcaster",
+        "from-channels",
+        "from-litestar",
+        "from-socketio",
+    ),
     "architecture": ("index", "walks"),
     "project": (),
 }

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from fastapi import FastAPI, WebSocketDisconnect
+from litestar.testing import TestClient as LitestarClient
 from starlette.testclient import TestClient
 
 from backplane import Gap
+from backplane.sync import SyncBackplane
 from tests.docs.pages import DOCS, Page
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backplane import Backplane
+    from tests.brokers.broker import Broker
 
 TESTED = {
-    "from-broadcaster": {"broadcaster"},
+    "from-broadcaster": {"broadcaster", "import"},
     "from-channels": {"sockets", "views"},
     "from-connection-manager": {"manager"},
+    "from-litestar": {"plugin", "history"},
     "from-socketio": {"manager", "script", "server"},
 }
 
@@ -151,3 +157,38 @@ async def test_socketio_manager(ipc_url: str, monkeypatch: pytest.MonkeyPatch) -
     await names["reload"](Gap(channel="socketio", reason="lost"))
     assert await packets.get() == '42["reload"]'
     await names["manager"].stop()
+
+
+async def test_broadcaster_import(redis_broker: Broker) -> None:
+    """The changed import publishes and receives as before, and its callback is one for gaps."""
+    code = page("from-broadcaster").example("import").replace("redis://localhost:6379", redis_broker.url)
+    names: dict[str, Any] = {"__name__": "import"}
+    exec(compile(code, "from-broadcaster, import", "exec", dont_inherit=True), names)
+    async with names["broadcast"] as broadcast, broadcast.subscribe(channel="chatroom") as subscriber:
+        await broadcast.publish(channel="chatroom", message="hello")
+        event = await subscriber.get()
+        assert (event.channel, event.message) == ("chatroom", "hello")
+    await names["reload"](Gap(channel="chatroom", reason="lost"))
+
+
+def test_litestar(ipc_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client of the plugin's own handler receives what is published, and with a history what was published before."""
+    monkeypatch.setenv("BACKPLANE_URL", ipc_url)
+    app = page("from-litestar").run("plugin")["app"]
+    with LitestarClient(app) as client, client.websocket_connect("/orders") as socket:
+        publisher = SyncBackplane()
+        received = False
+        while not received:  # the handler accepts the client before it is subscribed
+            publisher.publish("orders", "shipped")
+            with suppress(queue.Empty):
+                received = socket.receive_text(timeout=0.5) == "shipped"
+        publisher.close()
+    names = page("from-litestar").run("history")
+    with LitestarClient(names["app"]) as client:
+        assert client.blocking_portal.call(_publish_and_read, names["channels"]) == [b"1", b"2"]
+
+
+async def _publish_and_read(channels: Any) -> list[bytes]:
+    for number in "12":
+        await channels.wait_published(number, "orders:1")
+    return list(await channels._backend.get_history("orders:1", 2))

@@ -199,6 +199,8 @@ def test_every_public_name_is_on_the_api_page() -> None:
         "dependencies",
         "errors",
         "health_routes",
+        "integrations.broadcaster",
+        "integrations.litestar",
         "integrations.socketio",
         "lane",
         "sync",
