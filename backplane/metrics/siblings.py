@@ -234,7 +234,7 @@ class Siblings:
 
     def _log_missing(self, worker: str, error: Exception) -> None:
         runtime = self._backplane._runtime  # pyright: ignore[reportPrivateUsage]
-        if runtime is not None and runtime.affinity is self._affinity:
+        if runtime is not None and runtime.affinity.loop is asyncio.get_running_loop():  # the journal belongs to it
             runtime.journal.log(
                 logger,
                 SCRAPE_FAILED,

@@ -142,9 +142,9 @@ class StatsReader:
         self._holders -= 1
         if not self._holders:
             self._bus.unsubscribe(STATS, self)
-            if self._asking is not None:
-                self._asking.cancel()
-                self._asking = None
+            assert self._asking is not None  # since `hold`
+            self._asking.cancel()
+            self._asking = None
             for state in (self._known, self._alive, self._vanished, self._silent, self._refusing):
                 state.clear()
 
@@ -184,8 +184,7 @@ class StatsReader:
         self._note_workers(wall)
         if self._own is not None and not self._is_live():
             snapshot = self._own(INTERVAL_SECONDS)
-            if (known := self._known_of(snapshot.worker)) is not None:
-                known.take(snapshot, now)
+            self._known.setdefault(snapshot.worker, _Known()).take(snapshot, now)
         for name in [
             name for name, known in self._known.items() if name not in self._alive and not known.is_fresh(now)
         ]:

@@ -10,6 +10,7 @@ from heapq import nsmallest
 from typing import TYPE_CHECKING, Any, Final
 
 from backplane.channels import RESERVED_PREFIX
+from backplane.stats.source import StatsSource
 from backplane.worker.client_description import describe_client, name_of
 from backplane.worker.configuration import configuration_of
 from backplane.worker.process import open_fds
@@ -34,7 +35,7 @@ _CHANNELS_OF_FEW: Final = 100
 _CHANNELS_OF_MANY: Final = 5
 
 
-class RuntimeStats:
+class RuntimeStats(StatsSource):
     """Reads what a worker counts.
 
     Args:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fastapi import FastAPI
 from opentelemetry.trace import format_trace_id
-from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client.openmetrics.parser import text_string_to_metric_families  # pyright: ignore[reportUnknownVariableType]
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
@@ -179,6 +179,7 @@ def test_exemplars() -> None:
     for _, _, exemplar in found:
         assert exemplar.labels == {"trace_id": trace_id}
         assert 0.0 <= exemplar.value < 60.0
+        assert exemplar.timestamp is not None
         assert abs(float(exemplar.timestamp) - time.time()) < 60.0
 
 

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
 import os
 import signal
+import socket
 import stat
 import tempfile
 import weakref
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
 import pytest
 
 from backplane import Backplane
 from backplane.metrics import siblings as module
 from backplane.metrics.siblings import siblings_of
+from backplane.metrics.snapshot import snapshot
 from backplane.unix_sockets.folder import FolderError
 from backplane.unix_sockets.sockets import bind_socket, connect_socket
+from tests.unit.doubles import until_idle
 from tests.unit.metrics.workers import workers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 pytestmark = pytest.mark.anyio
 
@@ -256,6 +261,144 @@ async def test_too_many_ask(directory: Path) -> None:
                 await loop.sock_sendall(late, b"metrics\n")
                 answered = await loop.sock_recv(late, 10)
         assert answered.startswith(b"{")
+
+
+@contextmanager
+def neighbour(directory: Path, pid: int) -> Generator[socket.socket]:
+    """Listen as a sibling of this process would, on a socket in its folder."""
+    own = sockets(directory)[0]
+    group = own.name.partition("-")[0]
+    with closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(own.with_name(f"{group}-{pid}-01234567.sock")))
+        listener.listen()
+        listener.setblocking(False)
+        yield listener
+
+
+async def answered(listener: socket.socket, answer: bytes) -> None:
+    """Answer the next question."""
+    loop = asyncio.get_running_loop()
+    connection, _ = await loop.sock_accept(listener)
+    with connection:
+        assert await loop.sock_recv(connection, 100) == b"metrics\n"
+        await loop.sock_sendall(connection, answer)
+
+
+@pytest.mark.usefixtures("as_worker")
+async def test_what_siblings_answer(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is none is missing, and logged; the others are shown, in the order of the processes."""
+    backplane = Backplane("memory://")
+    siblings = siblings_of(backplane)
+    async with backplane, asyncio.timeout(30):
+        pids = (12, 7, 9)
+        answers = json.dumps(snapshot(backplane)).encode() + b"\n", b'{"at": 1, "metrics": {}}\n', b"no\n"
+        with ExitStack() as stack:
+            listeners = [stack.enter_context(neighbour(directory, pid)) for pid in pids]
+            async with asyncio.TaskGroup() as answering:
+                for listener, answer in zip(listeners, answers, strict=True):
+                    answering.create_task(answered(listener, answer))
+                scrape = await siblings.scrape()
+        assert [taken["worker"] for taken in scrape.snapshots] == [str(os.getpid()), "7", "12"]
+        assert scrape.missing == ["9"]
+        assert [record.getMessage()[:37] for record in caplog.records] == ["worker 9 did not answer a scrape with"]
+
+
+@pytest.mark.usefixtures("as_worker")
+async def test_missing_for_another_event_loop(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A scrape in another event loop names what is missing, and leaves the log to the event loop of the backplane."""
+    backplane = Backplane("memory://")
+    siblings = siblings_of(backplane)
+    async with backplane, asyncio.timeout(30):
+        with neighbour(directory, 7) as listener:
+            scrape, _ = await asyncio.gather(
+                asyncio.to_thread(lambda: asyncio.run(siblings.scrape())), answered(listener, b"no\n")
+            )
+        assert (scrape.missing, caplog.records) == (["7"], [])
+
+
+@pytest.mark.usefixtures("as_worker")
+async def test_a_sibling_that_is_gone(directory: Path) -> None:
+    """Where no process listens any more the worker has ended: it is neither shown nor missing."""
+    backplane = Backplane("memory://")
+    siblings = siblings_of(backplane)
+    async with backplane:
+        with neighbour(directory, 7):
+            pass
+        scrape = await siblings.scrape()
+        assert (len(scrape.snapshots), scrape.missing) == (1, [])
+        one, other = await asyncio.gather(siblings.scrape(), siblings.scrape())
+        assert one is other, "scrapes at the same time share the answers"
+
+
+@pytest.mark.usefixtures("as_worker")
+async def test_a_first_scrape_in_another_event_loop(directory: Path) -> None:
+    """A worker listens in the event loop of its backplane alone."""
+    async with Backplane("memory://") as backplane:
+        siblings = siblings_of(backplane)
+        found = await asyncio.to_thread(lambda: asyncio.run(siblings.scrape()))
+        assert (len(found.snapshots), sockets(directory)) == (1, [])
+
+
+@pytest.mark.usefixtures("as_worker")
+async def test_figures_that_cannot_be_read(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fault of this package is an error in the log of the worker that has it, which serves on."""
+    backplane, loop = Backplane("memory://"), asyncio.get_running_loop()
+    siblings_of(backplane)
+    async with backplane, asyncio.timeout(30):
+        monkeypatch.setattr(module, "snapshot", Mock(side_effect=ZeroDivisionError))
+        [path] = sockets(directory)
+        with connect_socket(path) as asking:
+            await loop.sock_sendall(asking, b"metrics\n")
+            assert await loop.sock_recv(asking, 10) == b""
+        await until_idle()
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (logging.ERROR, "the metrics of this worker could not be read for another one")
+    ]
+
+
+@pytest.mark.usefixtures("as_worker")
+async def test_a_stop_while_one_asks(directory: Path) -> None:
+    """It waits for no process that has connected and does not ask."""
+    backplane, loop = Backplane("memory://"), asyncio.get_running_loop()
+    siblings_of(backplane)
+    await backplane.start()
+    [path] = sockets(directory)
+    with connect_socket(path) as silent:
+        await until_idle()
+        async with asyncio.timeout(30):
+            await backplane.stop()
+            assert await loop.sock_recv(silent, 1) == b""
+
+
+@pytest.mark.usefixtures("as_worker")
+async def test_what_is_left_in_the_folder(directory: Path) -> None:
+    """A start removes sockets on which no process listens, of any server, and nothing else."""
+    async with Backplane("memory://") as first:
+        await siblings_of(first).scrape()
+        [own] = sockets(directory)
+        dead, alive, other = (own.with_name(f"{digit * 12}-7-01234567.sock") for digit in "abc")
+        note = own.with_name("note.txt")
+        note.write_text("")
+        with ExitStack() as stack:
+            for path, kind in ((dead, socket.SOCK_STREAM), (alive, socket.SOCK_STREAM), (other, socket.SOCK_DGRAM)):
+                listener = stack.enter_context(closing(socket.socket(socket.AF_UNIX, kind)))
+                listener.bind(str(path))
+                if path is alive:
+                    listener.listen()
+            os.utime(dead, (0, 0))  # its process is not about to listen
+            second = Backplane("memory://")
+            siblings_of(second)
+            async with second:
+                assert {path.name for path in own.parent.iterdir()} >= {own.name, alive.name, other.name, note.name}
+                assert not dead.exists()
+
+
+async def test_no_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system has none, no container shares the folder with another one."""
+    monkeypatch.setattr(Path, "readlink", Mock(side_effect=FileNotFoundError))
+    assert module._namespace() == ""  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_a_backplane_that_is_discarded() -> None:

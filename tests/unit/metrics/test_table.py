@@ -8,6 +8,10 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.testclient import TestClient
 
 from backplane import Backplane
 from backplane.metrics.metric import Distribution
@@ -15,6 +19,10 @@ from backplane.metrics.table import METRICS, Metric
 from backplane.metrics.view import view_of
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.websockets import WebSocket
+
     from backplane.metrics.metric import Value
 
 pytestmark = pytest.mark.anyio
@@ -94,6 +102,29 @@ async def test_groups_of_channels() -> None:
     assert [busy["backplane_joins", group] for group in groups] == [1, 2, 0]
     assert (statistics.delivered, statistics.offered, statistics.offered_bytes) == (2, 2, 8)
     assert busy.keys() == idle.keys()
+
+
+def test_open_connections() -> None:
+    """They are counted by how they are served, from their accept until they end."""
+    backplane = Backplane("memory://")
+
+    async def serve(websocket: WebSocket) -> None:
+        async with backplane.connect(websocket) as connection:
+            async for _ in connection:
+                pass
+
+    async def read(_: Request) -> Response:
+        found = samples(backplane)
+        names = ("lane", "asgi", "sse")
+        return JSONResponse({name: found["backplane_open_connections", name] for name in names})
+
+    app = Starlette(lifespan=backplane.lifespan, routes=[WebSocketRoute("/", serve), Route("/read", read)])
+    with TestClient(app) as client:
+        assert client.get("/read").json() == {"lane": 0, "asgi": 0, "sse": 0}
+        with client.websocket_connect("/"):
+            assert client.get("/read").json() == {"lane": 0, "asgi": 1, "sse": 0}
+        while client.get("/read").json()["asgi"]:
+            pass
 
 
 def _is_zero(value: Value) -> bool:

@@ -180,6 +180,16 @@ async def test_connections_of_all_workers() -> None:
         assert len(set(pages)) == 3
 
 
+async def test_what_workers_are_configured_with() -> None:
+    """Each states it, by its name, so that they can be compared."""
+    async with cluster(2) as (first, second):
+        runtime = first._runtime  # pyright: ignore[reportPrivateUsage]
+        assert runtime is not None
+        answers = await runtime.members().lists.describe(WAIT_SECONDS)
+        assert {each.id for each in answers.by_worker} == {each.id for each in await second.workers()}
+        assert [described["settings"]["wire_format"] for described in answers.by_worker.values()] == ["header"] * 2
+
+
 @pytest.mark.parametrize("arguments", [{"sort": "x"}, {"limit": 0}, {"after": 5}, {"timeout_seconds": 0}])
 async def test_what_cannot_be_asked_for(arguments: dict[str, Any]) -> None:
     """It is refused before a worker is asked."""

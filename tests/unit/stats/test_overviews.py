@@ -106,6 +106,19 @@ async def test_a_worker_that_receives_nothing(monkeypatch: pytest.MonkeyPatch) -
         assert problem.worker.endswith(f"-{runtime.origin.hex()[:4]}")
 
 
+async def test_again_and_again() -> None:
+    """Each item comes after the interval, with what has been sent meanwhile."""
+    async with (
+        cluster(1) as (worker,),
+        worker.overviews(interval_seconds=0.01) as overviews,
+        asyncio.timeout(WAIT_SECONDS),
+    ):
+        first = await anext(overviews)
+        second = await anext(overviews)
+        assert second.at > first.at
+        assert (first.answered, second.answered) == (1, 1)
+
+
 async def test_it_ends_with_its_worker() -> None:
     """An iteration that waits ends when the worker stops, before and after its first item."""
 

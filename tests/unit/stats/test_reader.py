@@ -220,6 +220,16 @@ async def test_while_the_link_is_lost() -> None:
         assert world.reader.overview().workers == ()
 
 
+async def test_while_the_link_is_lost_among_very_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker shows itself however many others have sent figures, of which it keeps a bounded number."""
+    monkeypatch.setattr("backplane.stats.reader._MAX_WORKERS", 1)
+    async with watching(is_worker=True) as world:
+        world.send(snapshot(BOB), snapshot(EVE))
+        assert [row.id for row in world.reader.overview().workers] == [BOB]
+        world.is_live = False
+        assert [row.id for row in world.reader.overview().workers] == [ADA, BOB]
+
+
 async def test_what_others_publish_there() -> None:
     """Nonsense is dropped; invented workers are kept in a bounded number."""
     async with watching() as world:
