@@ -445,8 +445,11 @@ class SupportsOthers(Protocol):
     Implementing the method is enough to enable it.
     """
 
-    async def others(self, channel: str) -> list[Broadcaster]:
+    async def others(self, channel: str, most: int) -> list[Broadcaster]:
         """Return adapters of the same kind, not started, each under another name or prefix that seems to be in use.
+
+        Those first whose name or prefix is most like the one of this adapter: on a broker that many share, only these
+        are of interest.
 
         Called between `start` and `stop` by `Backplane.explain`, where no worker has what is looked for. It asks the
         broker on the open link and changes nothing there; the core limits the time by cancelling. What the broker does
@@ -454,6 +457,7 @@ class SupportsOthers(Protocol):
 
         Args:
             channel: One that every worker of a cluster has subscribed to.
+            most: How many at most.
 
         Raises:
             BrokerError: The broker could not be asked.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from functools import wraps
+from heapq import nlargest
+from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, TypeGuard, TypeVar
 
@@ -49,6 +51,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a hint at the most similar known word, ` (did you mean 'redis'?)`, or nothing if none is similar."""
     close = get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def most_alike(name: str, others: Iterable[str], most: int) -> list[str]:
+    """Return up to `most` of the first thousand of `others`, those first that are most like `name`."""
+    return nlargest(most, islice(others, 1_000), key=lambda other: SequenceMatcher(a=name, b=other).ratio())
 
 
 def refuse_unknown_options(options: type[_T]) -> type[_T]:

@@ -22,6 +22,7 @@ from backplane.adapters.ipc.folder import open_folder
 from backplane.adapters.ipc.node import IpcNode
 from backplane.broadcaster import Broadcaster, Capabilities, Options
 from backplane.errors import BrokerError, BrokerUnavailableError, ConfigurationError, PayloadTooLargeError
+from backplane.option_checks import most_alike
 from backplane.unix_sockets.folder import neighbours
 
 if TYPE_CHECKING:
@@ -221,14 +222,17 @@ class IpcBroadcaster(Broadcaster):
         count = self._started().peer_count
         return f"Unix sockets, {count} other process{'' if count == 1 else 'es'}"
 
-    async def others(self, channel: str) -> list[Broadcaster]:
+    async def others(self, channel: str, most: int) -> list[Broadcaster]:
         """Return adapters with the names of other applications of this user; `channel` is not looked for."""
         folder = open_folder(self._application, self.options.directory)
         try:
             names = await asyncio.to_thread(neighbours, folder)
         except OSError as error:
             raise BrokerError(f"the folders beside {str(folder)!r} cannot be listed: {error}", adapter="ipc") from error
-        return [IpcBroadcaster(replace(self.url, netloc=name, path=""), self.options) for name in names]
+        return [
+            IpcBroadcaster(replace(self.url, netloc=name, path=""), self.options)
+            for name in most_alike(self._application, names, most)
+        ]
 
     def _started(self) -> IpcNode:
         if self._node is None:

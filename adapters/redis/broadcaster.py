@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 from zlib import crc32
 
@@ -35,6 +36,7 @@ from backplane.broadcaster import Broadcaster, Capabilities
 from backplane.errors import BrokerError, BrokerUnavailableError, ConfigurationError, SubscribeError
 from backplane.journal.events import ADAPTER_FAULT, BROKER_DETAIL, BROKER_MISFIT
 from backplane.journal.writing import write
+from backplane.option_checks import most_alike
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -237,17 +239,20 @@ class RedisBroadcaster(Broadcaster):
         """Return what of the server's limits can cut links, and whether as many workers have subscribed as should."""
         return await inspect_server(_required(self._publisher), self.options.prefix, subscribers)
 
-    async def others(self, channel: str) -> list[Broadcaster]:
+    async def others(self, channel: str, most: int) -> list[Broadcaster]:
         """Return adapters with the other prefixes under which a reserved channel has subscribers on this server."""
         publisher = _required(self._publisher)
         try:
             prefixes = await other_prefixes(publisher, self.options.prefix, channel)
         except hiredis.ReplyError:  # an ACL denies it
             return []
-        return [self._with_prefix(prefix) for prefix in prefixes if len(prefix) <= MAX_PREFIX]
+        usable = (prefix for prefix in prefixes if len(prefix) <= MAX_PREFIX)
+        return [self._with_prefix(prefix) for prefix in most_alike(self.options.prefix, usable, most)]
 
     def _with_prefix(self, prefix: str) -> Broadcaster:
-        other = type(self)(self.url, self.options.model_copy(update={"prefix": prefix}))
+        # Without the database, which separates no channels, and which another adapter would warn of once more.
+        url = replace(self.url, path="") if self.url.path[1:].isdecimal() else self.url
+        other = type(self)(url, self.options.model_copy(update={"prefix": prefix, "db": 0}))
         other._looked_for_others = True
         return other
 

@@ -62,7 +62,7 @@ def _masked(found: Explanation, mask: Callable[[str], str]) -> Explanation:
         found,
         text=in_words(found.text),
         findings=tuple(replace(finding, text=in_words(finding.text)) for finding in found.findings),
-        workers=tuple(_masked_evidence(worker, shown) for worker in found.workers),
+        workers=tuple(_masked_evidence(worker, shown, in_words) for worker in found.workers),
     )
 
 
@@ -71,7 +71,7 @@ def _users(worker: WorkerEvidence) -> set[str]:
     return {*filter(None, named), *worker.near_clients}
 
 
-def _masked_evidence(worker: WorkerEvidence, shown: dict[str, str]) -> WorkerEvidence:
+def _masked_evidence(worker: WorkerEvidence, shown: dict[str, str], in_words: Callable[[str], str]) -> WorkerEvidence:
     def part(user: str | None) -> str | None:
         return None if user is None else shown.get(user, user)
 
@@ -79,5 +79,6 @@ def _masked_evidence(worker: WorkerEvidence, shown: dict[str, str]) -> WorkerEvi
         worker,
         clients=tuple(replace(client, user=part(client.user)) for client in worker.clients),
         ended=tuple(replace(client, user=part(client.user)) for client in worker.ended),
+        events=tuple((seconds_ago, in_words(sentence)) for seconds_ago, sentence in worker.events),
         near_clients=tuple(shown.get(user, user) for user in worker.near_clients),
     )

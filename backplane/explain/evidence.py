@@ -149,6 +149,8 @@ class WorkerEvidence:
         clients: The clients that are meant.
         ended: Those of them that have ended.
         refused_joins: Joins of the channel by them that were refused.
+        events: What it has logged lately of the channel, or of these clients, the last one first: how many seconds ago,
+            and the sentence.
         near_published: Channels whose names resemble this one's, that it has published to lately, where it has
             published nothing on this one.
         near_channels: Channels of the worker whose names resemble this one's, where no client has joined it.
@@ -183,6 +185,7 @@ class WorkerEvidence:
     clients: tuple[ClientEvidence, ...] = ()
     ended: tuple[EndedClient, ...] = ()
     refused_joins: tuple[RefusedJoin, ...] = ()
+    events: tuple[tuple[float, str], ...] = ()
     near_published: tuple[str, ...] = ()
     near_channels: tuple[str, ...] = ()
     near_clients: tuple[str, ...] = ()
@@ -195,8 +198,14 @@ class WorkerEvidence:
 
 
 def is_client_name(name: object) -> bool:
-    """Return whether a client can be asked for by this name."""
-    return isinstance(name, str) and 0 < len(name) <= MAX_NAME
+    """Return whether a client can be asked for by this name: one that JSON can hold."""
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
+        return False
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # half of a pair of surrogates, or a byte of the command line that is no UTF-8
+        return False
+    return True
 
 
 def parse_evidence(answer: object) -> WorkerEvidence | None:

@@ -7,18 +7,20 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from backplane.explain.evidence import EndedClient, RefusedJoin
+from backplane.journal.events import CLIENT_REFUSED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from backplane.journal.fields import Value
     from backplane.journal.journal import Journal
     from backplane.journal.ring import Kept
 
-__all__ = ["ended_clients", "refused_joins"]
+__all__ = ["ended_clients", "recent_events", "refused_joins"]
 
 _MOST_ENDED: Final = 3
 _MOST_REFUSED: Final = 10
+_MOST_EVENTS: Final = 3
 # By `what` of the event `client.refused`.
 _REFUSED_BY: Final = {"join": "authorize", "channel": "limit", "broker": "broker"}
 
@@ -50,6 +52,21 @@ def refused_joins(
         if fields.get("channel") == channel and (by := _REFUSED_BY.get(_text(fields, "what"))) is not None
     )
     return tuple(islice(refused, _MOST_REFUSED))
+
+
+def recent_events(journal: Journal, channel: str, clients: Collection[str]) -> tuple[tuple[float, str], ...]:
+    """Return what was logged lately of a channel, or of clients by their ids: faults, refused publishes, slow clients.
+
+    Each is how many seconds ago it was, and its sentence; the last one first.
+    """
+    now = time.time()
+    found = (
+        (max(0.0, round(now - entry["at"], 1)), entry["text"])
+        for entry in reversed(journal.recent("gaps", "refusals", "faults"))
+        if (fields := entry["fields"]).get("channel") == channel or fields.get("connection") in clients
+        if entry["event"] != CLIENT_REFUSED.name  # of joins: see `refused_joins`
+    )
+    return tuple(islice(found, _MOST_EVENTS))
 
 
 def _entries(

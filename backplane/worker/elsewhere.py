@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict, replace
-from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Final
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from backplane.broadcaster import SupportsOthers
 from backplane.cluster.topics import CONTROL
@@ -28,15 +27,17 @@ __all__ = ["look_elsewhere"]
 _MOST: Final = 5
 _MOST_SECONDS: Final = 1.0
 
-# A runtime looks for one client at a time: each look opens a link for each prefix that it asks.
-_looking: Final[WeakSet[Runtime]] = WeakSet()
+# Each look opens a link for each prefix that it asks.
+_MOST_LOOKS: Final = 3
+_looks: Final[WeakKeyDictionary[Runtime, int]] = WeakKeyDictionary()
 
 
 async def look_elsewhere(runtime: Runtime, question: Question, kind: str, seconds: float) -> list[WorkerEvidence]:
     """Return what workers of other deployments on the same broker state, of those that have what is looked for.
 
     They are asked as `backplane why` asks them, given their URL: where they have the same `control_secret`, or none.
-    Nothing else of them is returned. Takes no longer than three seconds; what cannot be asked is left out.
+    Nothing else of them is returned. Takes no longer than three seconds; what cannot be asked is left out, and so is
+    what would be a fourth look at a time.
 
     Args:
         runtime: Who asks.
@@ -45,20 +46,19 @@ async def look_elsewhere(runtime: Runtime, question: Question, kind: str, second
         seconds: How long a worker may take to answer.
     """
     broadcaster = runtime.broadcaster
-    if not isinstance(broadcaster, SupportsOthers) or runtime in _looking:
+    if not isinstance(broadcaster, SupportsOthers) or _looks.get(runtime, 0) >= _MOST_LOOKS:
         return []
-    _looking.add(runtime)
+    _looks[runtime] = _looks.get(runtime, 0) + 1
     seconds = min(seconds, _MOST_SECONDS)
     try:
         async with asyncio.timeout(3 * seconds):
-            others = await broadcaster.others(CONTROL)
-            nearest = sorted(others, key=lambda other: -_likeness(broadcaster, other))[:_MOST]
-            asked = (_ask(runtime, other, question, kind, seconds) for other in nearest)
+            others = await broadcaster.others(CONTROL, _MOST)
+            asked = (_ask(runtime, other, question, kind, seconds) for other in others)
             found = [each for answers in await asyncio.gather(*asked) for each in answers]
     except (BackplaneError, TimeoutError):
         return []
     finally:
-        _looking.discard(runtime)
+        _looks[runtime] -= 1
     return [each for each in found if each.clients or (question.client is None and each.subscribers)]
 
 
@@ -82,12 +82,3 @@ async def _ask(
     finally:
         await observer.stop()
     return [evidence for answer in answers.by_worker.values() if (evidence := parse_evidence(answer)) is not None]
-
-
-def _likeness(one: Broadcaster, other: Broadcaster) -> float:
-    """Return how alike the places of two adapters are, up to 1."""
-    return SequenceMatcher(a=_place(one), b=_place(other), autojunk=False).ratio()
-
-
-def _place(broadcaster: Broadcaster) -> str:
-    return f"{broadcaster.url}{getattr(broadcaster.options, 'prefix', '')}"

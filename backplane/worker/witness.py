@@ -13,7 +13,7 @@ from backplane.channels import RESERVED_PREFIX
 from backplane.control.surveys import SurveyError
 from backplane.explain.evidence import ClientEvidence, Question, WorkerEvidence
 from backplane.explain.near_names import near_names
-from backplane.explain.recollection import ended_clients, refused_joins
+from backplane.explain.recollection import ended_clients, recent_events, refused_joins
 from backplane.worker.client_description import describe_client, name_of
 
 if TYPE_CHECKING:
@@ -101,7 +101,10 @@ async def testify(runtime: Runtime, question: Question, seconds: float) -> Worke
         ended=() if question.client is None else ended_clients(runtime.journal, is_meant),
         refused_joins=() if question.client is None else refused_joins(runtime.journal, channel, is_meant),
         near_published=() if channel in published else near_names(channel, published),
-        near_channels=() if subscribers else near_names(channel, _open_channels(hub.channels)),
+        events=recent_events(runtime.journal, channel, {client.id for client in clients}),
+        near_channels=()
+        if subscribers or question.client is not None
+        else near_names(channel, _open_channels(hub.channels)),
         others=tuple((each.id, each.host, each.pid) for each in islice(others, _MAX_OTHERS)),
         near_clients=()
         if clients or question.client is None

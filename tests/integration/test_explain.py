@@ -21,8 +21,10 @@ from starlette.routing import Route, WebSocketRoute
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from backplane import Backplane, ConfigurationError, Connection, InvalidDataError, Limits, Settings
+from backplane import Backplane, ConfigurationError, Connection, InvalidDataError, Limits, PublishError, Settings
 from backplane.centrifugal.endpoint import Accepted, Centrifugal, ConnectRequest
+from backplane.centrifugal.tokens import ConnectClaims, SubscribeClaims
+from backplane.errors import InvalidTokenError
 from backplane.server.uvicorn import DirectLaneProtocol
 from backplane.testing import FaultProxy
 from tests.brokers.redis import RedisConfig
@@ -335,6 +337,19 @@ async def test_a_client_that_is_excluded(redis_broker: Broker) -> None:
         assert (found.verdict, found.findings[0].code) == ("whole", "excluded")
 
 
+async def test_a_publish_that_the_broker_refuses(private_redis: StartRedis) -> None:
+    """Nothing is published, because the broker refuses it: what the publishing worker has logged is shown."""
+    users = ("bob on >secret +@all &*", "alice on >secret +@all resetchannels &$backplane/*")
+    broker = private_redis(RedisConfig(users=users, login="alice:secret"))
+    async with deployment(broker.url, broker.url.replace("alice:", "bob:")) as site:
+        await site.until_known()
+        with pytest.raises(PublishError):
+            await site.asked.publish(CHANNEL, "x")
+        found = await site.explain()
+        assert (found.verdict, found.tested) == ("nothing published", False)
+        assert any("the broker refused a message on channel 'orders:42'" in each.text for each in found.findings)
+
+
 async def test_a_client_that_does_not_read(redis_broker: Broker) -> None:
     """What waits for it is counted."""
     async with deployment(redis_broker.url) as site:
@@ -439,6 +454,33 @@ async def test_a_handshake_that_is_not_answered(redis_broker: Broker) -> None:
 async def _connected(url: str) -> None:
     async with connect(url, proxy=None):
         pass
+
+
+class SubscribeTokens:
+    """Each user may connect, and subscribe to nothing."""
+
+    def connect(self, token: str, /) -> ConnectClaims:
+        """Take the token for the user."""
+        return ConnectClaims(user=token)
+
+    def subscribe(self, token: str, /, *, user: str, channel: str, client: str) -> SubscribeClaims:
+        """Refuse."""
+        raise InvalidTokenError(f"the token {token} of {user} in {client} is not for {channel}")
+
+
+async def test_an_sdk_client_whose_token_is_refused(redis_broker: Broker) -> None:
+    """A subscription that its token does not permit is a refused join."""
+    backplane = Backplane(redis_broker.url, cluster=True, settings=SETTINGS)
+    centrifugal = Centrifugal(backplane, tokens=SubscribeTokens())
+    app = Starlette(routes=[WebSocketRoute("/sdk", centrifugal.serve)], lifespan=backplane.lifespan)
+    async with serving_in_loop(app) as server, connect(f"{server.ws_url}/sdk", proxy=None) as sdk:
+        await sdk.send('{"id":1,"connect":{"token":"ada"}}')
+        await sdk.recv()
+        await sdk.send('{"id":2,"subscribe":{"channel":"' + CHANNEL + '","token":"x"}}')
+        while '"id":2' not in str(await sdk.recv()):
+            pass
+        found = await backplane.explain(channel=CHANNEL, client="ada")
+        assert (found.verdict, "the token x of ada" in found.text) == ("refused by authorize", True)
 
 
 async def test_a_client_that_is_being_closed(redis_broker: Broker) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from backplane.explain.case import Case
 
-__all__ = ["lost", "several", "waiting"]
+__all__ = ["logged", "lost", "several", "waiting"]
 
 # A client that takes what it is sent has nothing waiting for longer than a moment.
 _MUCH_BYTES: Final = 64 * 1024
@@ -58,6 +58,19 @@ def waiting(case: Case) -> Iterator[Finding]:
                 text=f"{count(client.dropped, 'message')} were dropped for {client.kind} {client.id}, which read too "
                 f"slowly ({client.when_full})",
                 cure="give it a larger Backlog, or publish less",
+                worker=worker.worker,
+                is_fault=False,
+            )
+
+
+def logged(case: Case) -> Iterator[Finding]:
+    """A worker has logged something of the channel or the client."""
+    for worker in case.workers:
+        for seconds_ago, sentence in worker.events:
+            yield Finding(
+                code="event",
+                station="hub",
+                text=f"worker {worker.name} logged {ago(seconds_ago)}: {sentence}",
                 worker=worker.worker,
                 is_fault=False,
             )

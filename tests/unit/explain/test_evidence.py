@@ -24,5 +24,6 @@ def test_no_evidence() -> None:
 
 
 def test_names() -> None:
-    """A client is asked for by a text that is neither empty nor very long."""
-    assert [is_client_name(name) for name in ("a", "x" * 512, "", "x" * 513, 3)] == [True, True, False, False, False]
+    """A client is asked for by a text that is neither empty nor very long, and can be sent."""
+    assert all(map(is_client_name, ("a", "x" * 512, "\0", "é")))
+    assert not any(map(is_client_name, ("", "x" * 513, 3, "\ud800")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import Any
 
 import pytest
 
@@ -16,8 +17,8 @@ from backplane.errors import (
     JoinRefusedError,
     TooManyChannelsError,
 )
-from backplane.explain.recollection import ended_clients, refused_joins
-from backplane.journal.events import CLIENT_ENDED
+from backplane.explain.recollection import ended_clients, recent_events, refused_joins
+from backplane.journal.events import CLIENT_ENDED, DELIVERY_FAILED, PUBLISH_REFUSED
 from backplane.journal.journal import Journal
 from tests.unit.doubles import FakeClient
 
@@ -35,7 +36,7 @@ async def test_ended_clients() -> None:
     """The last three that are meant, the last first, with who ended them, and how."""
     journal = Journal()
     for number in range(300):
-        ended = {"by": "worker", "code": 4000, "reason": "reload"} if number % 2 else {"by": "client"}
+        ended: dict[str, Any] = {"by": "worker", "code": 4000, "reason": "reload"} if number % 2 else {"by": "client"}
         journal.log(logger, CLIENT_ENDED, "gone", **FakeClient(f"{number}", "ada").named, **ended)
     found = ended_clients(journal, every)
     assert [(each.id, each.user, each.by, each.code, each.reason) for each in found] == [
@@ -83,3 +84,17 @@ async def test_a_client_that_ended_meanwhile() -> None:
     policy = ConnectionPolicy()
     policy.join_failed("a", ClosedError("ended"), FakeClient("00", "ada"))
     assert refused_joins(policy.journal, "a", every) == ()
+
+
+async def test_events() -> None:
+    """What was logged of the channel, or of a client: the last three, the last one first, without refused joins."""
+    policy = ConnectionPolicy()
+    journal = policy.journal
+    for number in range(3):
+        journal.log(logger, DELIVERY_FAILED, "failed on %(channel)r: %(error)s", channel="a", error=number)
+    journal.log(logger, PUBLISH_REFUSED, "refused on %(channel)r", channel="b")
+    policy.join_failed("a", JoinRefusedError("no"), FakeClient("00", "ada"))
+    assert [text for _, text in recent_events(journal, "b", ())] == ["refused on 'b'"]
+    assert [text for _, text in recent_events(journal, "a", ())] == [f"failed on 'a': {number}" for number in (2, 1, 0)]
+    journal.log(logger, DELIVERY_FAILED, "%(connection)s failed", connection="c1")
+    assert recent_events(journal, "c", {"c1"}) == ((0.0, "c1 failed"),)
