@@ -306,6 +306,12 @@ def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisClu
         yield cluster
 
 
+@pytest.fixture
+def redis_cluster_broker(redis_cluster: RedisCluster) -> RedisCluster:
+    """The same, by the name that tests of all brokers use."""
+    return redis_cluster
+
+
 @pytest.fixture(scope="session")
 def shared_nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """The NATS that all tests of one process share, for `nats_broker` alone."""

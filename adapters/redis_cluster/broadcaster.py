@@ -81,9 +81,9 @@ class RedisClusterBroadcaster(Broadcaster):
     def __init__(self, url: BrokerUrl, options: RedisClusterOptions) -> None:
         super().__init__(url, options)
         check_options(url, options)
+        self._seeds: list[Host] = url.servers(_DEFAULT_PORT, adapter="redis")
         if url.path.strip("/"):
             raise ConfigurationError(f"redis: a cluster has no databases: leave out {url.path!r}")
-        self._seeds: list[Host] = url.servers(_DEFAULT_PORT, adapter="redis")
         self._learned: set[Host] = set()
         self._connector = Connector(url, options, self._seeds)
         self._sink: Sink | None = None

@@ -94,7 +94,7 @@ def has_majority(nodes: Any) -> bool:
 
 
 async def newest_report(links: Iterable[tuple[RedisLink, Host]], *, seconds: float) -> Report:
-    """Ask several nodes at the same time, and return the report with the newest configuration.
+    """Ask several nodes at the same time, and return the report with the newest configuration that most of them give.
 
     Args:
         links: A link to each, and its address.
@@ -123,7 +123,10 @@ async def newest_report(links: Iterable[tuple[RedisLink, Host]], *, seconds: flo
             await asyncio.wait(pending)
     reports = [report for task in done if (report := _report(task)) is not None]
     if reports:
-        return max(reports, key=lambda report: report.epoch)
+        epoch = max(report.epoch for report in reports)
+        newest = [report for report in reports if report.epoch == epoch]
+        # A node that was moved can know an address of its own that is outdated, while the others know the new one.
+        return max(newest, key=lambda report: sum(report.slots == other.slots for other in newest))
     errors = [error for task in done if isinstance(error := task.exception(), Exception)]
     for error in errors:
         if not isinstance(error, BrokerUnavailableError):

@@ -29,7 +29,8 @@ def _arguments(folder: Path) -> tuple[str, ...]:
         *("--cluster-enabled", "yes", "--cluster-config-file", str(folder / "nodes.conf")),
         *("--cluster-node-timeout", str(_NODE_TIMEOUT_MILLISECONDS)),
         *("--cluster-port", str(free_port())),
-        *("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1"),
+        *("--cluster-allow-replica-migration", "no", "--repl-diskless-sync-delay", "0"),
+        *("--repl-ping-replica-period", "1"),  # a replica is listed once it has received something
     )
 
 
@@ -73,6 +74,11 @@ class RedisCluster:
         login = config.login or (config.password and f":{config.password}")
         hosts = ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:_PRIMARIES])
         self.url = f"redis+cluster://{login}{login and '@'}{hosts}"
+
+    @property
+    def own_url(self) -> str:
+        """The URL: messages of other tests are on other channels."""
+        return self.url
 
     def ask(self, node: RedisProcess, *command: str) -> Any:
         """Return the reply of a node; `None` if it does not answer, or refuses."""
@@ -138,11 +144,16 @@ class RedisCluster:
             client(port=source.port, password=self._password or None) as at_source,
             client(port=target.port, password=self._password or None) as at_target,
         ):
-            for slot in slots:
-                at_target.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", source_id)
-                at_source.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", target_id)
-                at_target.execute_command("CLUSTER SETSLOT", slot, "NODE", target_id)
-                at_source.execute_command("CLUSTER SETSLOT", slot, "NODE", target_id)
+            for node, *state in (
+                (at_target, "IMPORTING", source_id),
+                (at_source, "MIGRATING", target_id),
+                (at_target, "NODE", target_id),
+                (at_source, "NODE", target_id),
+            ):
+                commands = node.pipeline(transaction=False)
+                for slot in slots:
+                    commands.execute_command("CLUSTER SETSLOT", slot, *state)
+                commands.execute()
 
     def wait_until_whole(self) -> None:
         """Wait until every node that runs sees a whole cluster, and every primary has its replica."""

@@ -32,6 +32,7 @@ URLS = [
     f"rediss://:{SECRET}@127.0.0.1:{{port}}",
     f"unix://alice:{SECRET}@/no/such/socket",
     f"redis+sentinel://alice:{SECRET}@127.0.0.1:{{port}}/service?sentinel_password={SECRET}",
+    f"redis+cluster://alice:{SECRET}@127.0.0.1:{{port}}",
     f"nats://alice:{SECRET}@127.0.0.1:{{port}}",
     f"tls://{SECRET}@127.0.0.1:{{port}}",
     f"kafka://alice:{SECRET}@127.0.0.1:{{port}}?sasl_mechanism=SCRAM-SHA-256",
@@ -97,7 +98,7 @@ def test_reprs(url: str) -> None:
         assert [text for text in shown if SECRET in text] == []
 
 
-@pytest.mark.parametrize("scheme", ["redis", "nats", "kafka", "postgres", "redis+sentinel"])
+@pytest.mark.parametrize("scheme", ["redis", "nats", "kafka", "postgres", "redis+sentinel", "redis+cluster"])
 def test_a_url_that_lacks_its_host(scheme: str) -> None:
     """Of `redis://alice:password` nothing after the colon is repeated: it was meant as the password."""
     with pytest.raises(ConfigurationError, match="is not host:port") as refused:

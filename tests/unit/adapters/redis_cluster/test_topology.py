@@ -115,6 +115,14 @@ async def test_the_newest_report_counts() -> None:
     assert not raised.value.retriable
 
 
+async def test_most_nodes_decide() -> None:
+    """A node whose own address is outdated is outvoted by others with the same configuration."""
+    outdated = [[0, SLOTS - 1, [b"10.0.0.9", 7001, b"id"]]]
+    for links in ([link(SLOTS=outdated), link(), link()], [link(), link(), link(SLOTS=outdated)]):
+        report = await newest_report([(each, HOST) for each in links], seconds=5)
+        assert report.slots.nodes == {HOST}
+
+
 async def test_who_does_not_answer_is_not_waited_for() -> None:
     """One answer is enough; without any the question ends in time."""
     silent = Link()
