@@ -147,6 +147,8 @@ def _capabilities(capabilities: Capabilities) -> Iterator[tuple[str, str]]:
     yield "publish", f"when it returns: {describe_return(capabilities)}"
     if capabilities.brokered:
         yield "lost link", "continues where it was" if capabilities.resumes else "recovers, with a gap"
+        if capabilities.parts:
+            yield "lost node", "a gap for its channels alone"
     yield "limits", f"{format_size(capabilities.max_payload_bytes)} a message, header included"
     yield "", f"{MAX_CHANNEL_BYTES} bytes a channel name"
 

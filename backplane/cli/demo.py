@@ -16,7 +16,7 @@ from rich.text import Text
 from backplane.broker.registry import broadcaster_from_url
 from backplane.cli.terminal import exiting_on_errors, fail, note, out, require_modules, resolve_url, url_option
 from backplane.core import Backplane
-from backplane.demo.history import HISTORY
+from backplane.demo.history import history_on
 
 if TYPE_CHECKING:
     import socket
@@ -70,7 +70,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def _check_broker(url: str) -> str:
     """Connect once, so that an error is reported once and not by every worker; return the URL, masked."""
     with exiting_on_errors():
-        backplane = Backplane(url, history=HISTORY)
+        backplane = Backplane(url, history=history_on(url))
         asyncio.run(_connect_once(backplane))
     return backplane.url
 

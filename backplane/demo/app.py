@@ -31,7 +31,7 @@ from backplane import (
     Who,
 )
 from backplane.centrifugal import Accepted, Centrifugal, CommandError, ConnectRequest
-from backplane.demo.history import HISTORY
+from backplane.demo.history import history_on
 
 __all__ = ["app", "backplane"]
 
@@ -128,7 +128,7 @@ TYPING_SECONDS = 4.0
 # The broker of BACKPLANE_URL. The users of a killed worker are gone after `worker_down_seconds`, and the grace; those
 # that come back by then, to any worker, never leave.
 backplane: Backplane = Backplane(
-    history=HISTORY,
+    history=history_on(os.environ.get("BACKPLANE_URL") or "memory://"),
     presence={"*": Presence(grace_seconds=4)},
     settings=Settings(worker_heartbeat_seconds=1, worker_down_seconds=4),
     on_gap=stay,

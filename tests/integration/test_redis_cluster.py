@@ -93,7 +93,7 @@ async def test_no_node_answers() -> None:
 
 
 async def test_one_node_of_the_url_is_enough(whole: RedisCluster) -> None:
-    """The others are found, a dead address in front of it is passed over, and no subscription is left behind."""
+    """The others are found, a dead address in front of it is passed over, and no subscription is left."""
     url = f"redis+cluster://127.0.0.1:{free_port()},127.0.0.1:{whole.nodes[-1].port}"
     channels = [channel for node in whole.primaries() for channel in whole.channels_of(node, 2, start="seed-")]
     async with started_worker(url) as worker:
