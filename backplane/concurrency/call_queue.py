@@ -7,7 +7,7 @@ from collections import deque
 from contextlib import suppress
 from contextvars import copy_context
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from backplane.concurrency.context import task_in
 from backplane.concurrency.threads import new_waiter
@@ -16,8 +16,6 @@ from backplane.errors import BrokerUnavailableError, ClosedError, PublishOutcome
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from contextvars import Context
-
-    from backplane.concurrency.threads import Waiter
 
 __all__ = ["CallQueue"]
 
@@ -70,19 +68,47 @@ class CallQueue:
             PublishOutcomeUnknownError: It was begun, and did not end in time.
             ClosedError: The queue is closed; certainly not published.
         """
-        call: _Call[_T] = _Call(publish)
+        call: _Call[_T] = _Call(publish, waiter := new_waiter())
         began = monotonic()
         try:
-            # Queue the call before `_wake` reads `_closed`: `close` sets it before it empties the queue, so that one of
-            # the two threads sees the call.
-            self._waiting.append(call)
-            self._wake()
-            in_time = call.waiter.wait(seconds)
+            self._put(call)
+            in_time = waiter.wait(seconds)
             if not in_time and monotonic() - began > seconds + _LATE_SECONDS:
-                in_time = call.waiter.wait(_GRACE_SECONDS)
+                in_time = waiter.wait(_GRACE_SECONDS)
         except BaseException:
             self._give_up(call)
             raise
+        return self._outcome(call, in_time, seconds)
+
+    async def call(self, publish: Callable[[], Coroutine[Any, Any, _T]], *, seconds: float) -> _T:
+        """Run `publish()` as `run` does, for a coroutine of another event loop, which goes on meanwhile.
+
+        A cancellation of the caller cancels the publish. Raises as `run`.
+        """
+        call: _Call[_T] = _Call(publish, waiter := _CoroutineWaiter())
+        began = monotonic()
+        try:
+            self._put(call)
+            in_time = await waiter.notified(seconds)
+            if not in_time and monotonic() - began > seconds + _LATE_SECONDS:
+                in_time = await waiter.notified(_GRACE_SECONDS)
+        except BaseException:
+            self._give_up(call)
+            raise
+        return self._outcome(call, in_time, seconds)
+
+    def post(self, publish: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Run `publish()` in the event loop without waiting for its end; nothing happens where the queue is closed."""
+        with suppress(ClosedError):
+            self._put(_Call(publish, _NoWaiter()))
+
+    def _put(self, call: _Call[Any]) -> None:
+        # Queue the call before `_wake` reads `_closed`: `close` sets it before it empties the queue, so that one of the
+        # two threads sees the call.
+        self._waiting.append(call)
+        self._wake()
+
+    def _outcome(self, call: _Call[_T], in_time: bool, seconds: float) -> _T:
         if not in_time:
             raise self._give_up(call, seconds)
         if call.error is not None:
@@ -137,22 +163,59 @@ class CallQueue:
                 task.cancel()
 
 
+class Notified(Protocol):
+    """What is notified of the end of a call, from the event loop that runs it."""
+
+    def notify(self) -> None:
+        """Take the notice."""
+        ...
+
+
+class _CoroutineWaiter:
+    """Lets a coroutine wait in its own event loop."""
+
+    __slots__ = ("_end", "_loop")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._end: asyncio.Future[None] = self._loop.create_future()
+
+    def notify(self) -> None:
+        with suppress(RuntimeError):  # the event loop has ended, and the caller with it
+            self._loop.call_soon_threadsafe(self._ended)
+
+    def _ended(self) -> None:
+        if not self._end.done():
+            self._end.set_result(None)
+
+    async def notified(self, seconds: float) -> bool:
+        await asyncio.wait((self._end,), timeout=seconds)
+        return self._end.done()
+
+
+class _NoWaiter:
+    """For a call whose end is not waited for."""
+
+    def notify(self) -> None:
+        pass
+
+
 class _Call(Generic[_T]):
     """One publish, in the queue or running.
 
     Attributes:
         context: The Context of its caller.
-        waiter: Wakes its caller.
+        waiter: Is notified of its end.
         error: What the publish raised.
         result: What it returned, if it raised nothing.
     """
 
     __slots__ = ("_publish", "_unclaimed", "context", "error", "result", "waiter")
 
-    def __init__(self, publish: Callable[[], Coroutine[Any, Any, _T]]) -> None:
+    def __init__(self, publish: Callable[[], Coroutine[Any, Any, _T]], waiter: Notified) -> None:
         self._publish = publish
         self.context: Context = copy_context()
-        self.waiter: Waiter = new_waiter()
+        self.waiter: Notified = waiter
         self.error: BaseException | None = None
         self.result: _T  # until the publish has returned it is not there
         self._unclaimed: list[None] = [None]

@@ -92,14 +92,32 @@ class PublisherThreads:
 
     def run(self, action: Callable[[Any], Coroutine[Any, Any, _T]]) -> _T:
         """Call a verb of the publisher, and wait for its end; raises what it raises, and as `Backplane.start`."""
+        return self._thread().run(action)
+
+    async def call(self, action: Callable[[Any], Coroutine[Any, Any, _T]], *, seconds: float) -> _T:
+        """Call a verb of the publisher as `run` does, from a coroutine of any event loop, which goes on meanwhile.
+
+        Args:
+            action: Calls the verb.
+            seconds: The longest time that it takes.
+        """
+        return await self._thread().call(action, seconds + GRACE_SECONDS)
+
+    def post(self, action: Callable[[Any], Coroutine[Any, Any, object]]) -> None:
+        """Call a verb of a publisher that is started, without waiting for its end; elsewhere nothing happens."""
+        thread = self._threads.get(current_process())
+        if thread is not None:
+            thread.post(action)
+
+    def _thread(self) -> _PublisherThread:
         if self._closed:
-            raise ClosedError("this SyncBackplane has been closed")
+            raise ClosedError("it has been closed, and publishes no more")
         process = current_process()
         thread = self._threads.get(process)
         if thread is None:
             # One operation, so that two threads of the process get the same one, and no lock is inherited by a child.
             thread = self._threads.setdefault(process, _PublisherThread(self._make_publisher(), self._settings))
-        return thread.run(action)
+        return thread
 
     def close(self) -> None:
         """End the thread of this process after the publishes in flight, within two seconds; no other one starts."""
@@ -130,18 +148,26 @@ class _PublisherThread:
 
     def run(self, action: Callable[[Publisher], Coroutine[Any, Any, _T]]) -> _T:
         """Call a verb of the publisher, and wait; the first call starts the thread."""
-        seconds = self._publish_seconds
-        if not self._is_started:
-            seconds += self._start_seconds
-            self._begin()
+        seconds = self._begin(self._publish_seconds)
         try:
             return self._calls.run(partial(self._run_started, action), seconds=seconds)
         except BrokerUnavailableError as error:
-            if self._calls.is_open:
-                raise
-            raise BrokerUnavailableError(
-                "the publisher's thread does not run, so nothing was published: uWSGI needs `enable-threads = true`"
-            ) from error
+            self._check_runs(error)
+            raise
+
+    async def call(self, action: Callable[[Publisher], Coroutine[Any, Any, _T]], seconds: float) -> _T:
+        """Call a verb of the publisher as `run` does, from a coroutine of another event loop."""
+        seconds = self._begin(seconds)
+        try:
+            return await self._calls.call(partial(self._run_started, action), seconds=seconds)
+        except BrokerUnavailableError as error:
+            self._check_runs(error)
+            raise
+
+    def post(self, action: Callable[[Publisher], Coroutine[Any, Any, object]]) -> None:
+        """Call a verb of the publisher if that is started, without waiting."""
+        if self._is_started:
+            self._calls.post(partial(action, self._publisher))
 
     def end(self) -> None:
         """Ask the thread to end, without waiting."""
@@ -162,7 +188,20 @@ class _PublisherThread:
             words = "the publisher's thread did not end within %(seconds)g s"
             write(logger, THREAD_FAILED, words, level=logging.WARNING, seconds=_CLOSE_SECONDS)
 
-    def _begin(self) -> None:
+    def _check_runs(self, error: BrokerUnavailableError) -> None:
+        if not self._calls.is_open:
+            raise BrokerUnavailableError(
+                "the publisher's thread does not run, so nothing was published: uWSGI needs `enable-threads = true`"
+            ) from error
+
+    def _begin(self, seconds: float) -> float:
+        """Start the thread with the first call; return how long a call of so many seconds takes at most."""
+        if self._is_started:
+            return seconds
+        self._start_thread()
+        return seconds + self._start_seconds
+
+    def _start_thread(self) -> None:
         try:
             self._not_begun.pop()  # one operation, so that one of many first callers starts the thread
         except IndexError:

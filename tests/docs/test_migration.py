@@ -6,6 +6,7 @@ import asyncio
 import queue
 import re
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 TESTED = {
     "from-broadcaster": {"broadcaster", "import"},
-    "from-channels": {"sockets", "views"},
+    "from-channels": {"layer", "sockets", "views"},
     "from-connection-manager": {"manager"},
     "from-litestar": {"plugin", "history"},
     "from-socketio": {"manager", "script", "server"},
@@ -192,3 +193,21 @@ async def _publish_and_read(channels: Any) -> list[bytes]:
     for number in "12":
         await channels.wait_published(number, "orders:1")
     return list(await channels._backend.get_history("orders:1", 2))
+
+
+async def test_channel_layer(redis_broker: Broker) -> None:
+    """The layer of the settings is found by Channels, and a consumer receives what is sent to its group."""
+    from channels import layers  # type: ignore[import-untyped]
+    from django.conf import settings
+
+    if not settings.configured:
+        settings.configure()
+    config: dict[str, Any] = page("from-channels").run("layer")["CHANNEL_LAYERS"]["default"]
+    config["CONFIG"]["url"] = redis_broker.url
+    manager: Any = layers.ChannelLayerManager
+    layer: Any = manager._make_backend(SimpleNamespace(configs={"default": config}), "default", config["CONFIG"])
+    channel = await layer.new_channel()
+    await layer.group_add("chat", channel)
+    await layer.group_send("chat", {"type": "chat.message", "text": "hello"})
+    assert await layer.receive(channel) == {"type": "chat.message", "text": "hello"}
+    await layer.close()

@@ -200,6 +200,7 @@ def test_every_public_name_is_on_the_api_page() -> None:
         "errors",
         "health_routes",
         "integrations.broadcaster",
+        "integrations.django_channels",
         "integrations.litestar",
         "integrations.socketio",
         "lane",

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -249,3 +249,84 @@ async def test_an_event_loop_that_ends_in_the_middle() -> None:
     with pytest.raises(PublishOutcomeUnknownError, match="the event loop ended"):
         await asyncio.to_thread(calls.run, never, seconds=WAIT_SECONDS)
     await running
+
+
+async def of_another_loop(
+    calls: CallQueue, publish: Callable[[], Coroutine[None, None, object]], seconds: float
+) -> object:
+    """Call from a coroutine of an event loop in another thread."""
+    return await asyncio.to_thread(asyncio.run, calls.call(publish, seconds=seconds))
+
+
+async def test_call_of_another_event_loop() -> None:
+    """A coroutine gets what the publish returns or raises, while its own event loop goes on."""
+    calls = await opened()
+    assert await of_another_loop(calls, lambda: asyncio.sleep(0, "receipt"), WAIT_SECONDS) == "receipt"
+    assert await calls.call(lambda: asyncio.sleep(0, "the same event loop"), seconds=WAIT_SECONDS)
+
+    async def refused() -> None:
+        raise PublishError("no")
+
+    with pytest.raises(PublishError, match="no"):
+        await of_another_loop(calls, refused, WAIT_SECONDS)
+    with pytest.raises(PublishOutcomeUnknownError):
+        await of_another_loop(calls, asyncio.Event().wait, 0.01)
+    await calls.close()
+    with pytest.raises(ClosedError):
+        await calls.call(refused, seconds=WAIT_SECONDS)
+
+
+async def test_call_that_is_cancelled() -> None:
+    """The publish is cancelled with the coroutine that waits for it."""
+    calls, begun, cancelled = await opened(), asyncio.Event(), asyncio.Event()
+
+    async def publish() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    calling = asyncio.create_task(calls.call(publish, seconds=WAIT_SECONDS))
+    await begun.wait()
+    calling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+    await cancelled.wait()
+
+
+async def test_call_of_an_event_loop_that_has_ended() -> None:
+    """The end of a publish whose caller's event loop was closed is dropped."""
+    calls, answered = await opened(), asyncio.Event()
+    loop = asyncio.new_event_loop()
+
+    async def begin() -> asyncio.Task[object]:
+        task: asyncio.Task[object] = asyncio.create_task(calls.call(answered.wait, seconds=WAIT_SECONDS))
+        await asyncio.sleep(0)
+        return task
+
+    task: Any = await asyncio.to_thread(loop.run_until_complete, begin())
+    loop.close()
+    task._log_destroy_pending = False
+    answered.set()
+    await calls.close()
+
+
+async def test_call_in_a_pause_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait that ends late, as the process was paused, goes on a little: the answer may have arrived."""
+    calls, answered = await opened(), asyncio.Event()
+    times = iter([0.0, 100.0])
+    monkeypatch.setattr("backplane.concurrency.call_queue.monotonic", lambda: next(times))
+    asyncio.get_running_loop().call_later(0.1, answered.set)
+    assert await calls.call(answered.wait, seconds=0.01) is True
+
+
+async def test_post() -> None:
+    """It is run without being waited for; after the close nothing happens."""
+    calls, published = await opened(), list[int]()
+    calls.post(publish(published, 1))
+    await until_idle()
+    await calls.close()
+    calls.post(publish(published, 2))
+    await until_idle()
+    assert published == [1]
