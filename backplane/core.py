@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, Unpack, ca
 
 from backplane.broker.adapter_source import AdapterSource
 from backplane.cluster.signatures import secret_bytes
-from backplane.cluster_verbs import ClusterVerbs
 from backplane.connection.driver import ConnectionDriver
 from backplane.connection.envelope import JSON_SUBPROTOCOL, envelope_function, json_envelope
 from backplane.connection.limits import Limits
@@ -36,6 +35,11 @@ from backplane.statistics import Statistics
 from backplane.synchronous.publisher import WorkerPublisher
 from backplane.synchronous.publisher_thread import PublisherThreads
 from backplane.typed_channel import TypedChannel, names_of
+from backplane.verbs.commands import CommandVerbs
+from backplane.verbs.explanations import ExplainVerbs
+from backplane.verbs.figures import FigureVerbs
+from backplane.verbs.presence import PresenceVerbs
+from backplane.verbs.surveys import SurveyVerbs
 from backplane.web.handshake import ConnectionScope
 from backplane.web.origin import OriginRule
 from backplane.worker.cluster_options import ClusterOptions
@@ -75,7 +79,7 @@ logger: Final = logging.getLogger("backplane.core")
 _ModelT = TypeVar("_ModelT")
 
 
-class Backplane(ClusterVerbs):
+class Backplane(CommandVerbs, ExplainVerbs, FigureVerbs, PresenceVerbs, SurveyVerbs):
     """Joins the workers of an application: what one publishes, the clients of all receive.
 
     Opens nothing until it is started, so it may be made at module level, before a fork, with `--preload`. Start it by

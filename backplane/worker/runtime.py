@@ -19,7 +19,6 @@ from backplane.cluster.signatures import Signer
 from backplane.concurrency.call_queue import CallQueue
 from backplane.concurrency.collector import no_walk_of_what_lives
 from backplane.concurrency.stalls import StallMeter
-from backplane.connection.connection import Connection
 from backplane.connection.keepalive import KeepaliveScheduler
 from backplane.connection.limits import Limits
 from backplane.connection.policy import ConnectionPolicy
@@ -28,7 +27,6 @@ from backplane.errors import (
     ClosedError,
     ConfigurationError,
     InvalidChannelError,
-    InvalidDataError,
     PayloadTooLargeError,
     PublishError,
     PublishOutcomeUnknownError,
@@ -36,7 +34,7 @@ from backplane.errors import (
 from backplane.explain.path_tests import PathTests
 from backplane.fanout.broker_subscriptions import BrokerSubscriptions
 from backplane.fanout.channel_groups import ChannelGroups
-from backplane.fanout.codec import encode, encode_path_test
+from backplane.fanout.codec import encode
 from backplane.fanout.hub import Hub
 from backplane.fanout.outbox import Waiting
 from backplane.fanout.traffic import Traffic
@@ -50,14 +48,12 @@ from backplane.statistics import Counters
 from backplane.worker.clients import ClientRegistry
 from backplane.worker.cluster import Cluster
 from backplane.worker.health import Health
+from backplane.worker.publish_options import checked_key, excluded_id
 from backplane.worker.publish_outcome import count_failed_publish
 from backplane.worker.published_channels import PublishedChannels
-from backplane.worker.recent_events import KIND as EVENTS
-from backplane.worker.recent_events import answer_with
+from backplane.worker.questions import answer_questions
 from backplane.worker.shutdown import stagger_window
 from backplane.worker.stats import RuntimeStats
-from backplane.worker.witness import KIND as WHY
-from backplane.worker.witness import make_witness
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,10 +62,11 @@ if TYPE_CHECKING:
     from backplane.broker.link_state import LinkState, StateChange
     from backplane.broker.publisher import Publisher
     from backplane.concurrency.affinity import LoopAffinity
+    from backplane.connection.connection import Connection
     from backplane.connection.policy import Authorize, OnGap, OnSlow
     from backplane.fanout.channel_groups import Grouping
     from backplane.fanout.subscription import Subscription
-    from backplane.history_rules import History, HistoryRules
+    from backplane.history_rules import HistoryRules
     from backplane.message import HistoryPage, Position, Receipt
     from backplane.message_tracing import MessageTracer, PublishSpan
     from backplane.presence.attendance import Attendance
@@ -78,7 +75,7 @@ if TYPE_CHECKING:
     from backplane.worker.clients import LocalClient
     from backplane.worker.cluster_options import ClusterOptions
 
-__all__ = ["Runtime", "excluded_id"]
+__all__ = ["Runtime"]
 
 logger: Final = logging.getLogger("backplane.worker.runtime")
 
@@ -88,10 +85,6 @@ _CLOSE_SECONDS: Final = 2.0
 
 # Over how long clients are closed where the server ends them meanwhile: Hypercorn gives them 3 s by default.
 _HURRIED_DRAIN_SECONDS: Final = 1.0
-
-
-# Longest idempotency key: it is part of what the broker stores with each message.
-_MAX_KEY_BYTES: Final = 128
 
 
 class Runtime:
@@ -125,7 +118,7 @@ class Runtime:
         clients: The WebSockets and event streams of this worker.
         policy: What applies to a client that is given no options of its own.
         path_tests: The path tests that have arrived.
-        published_channels: Where this worker has published lately.
+        published_channels: Where this worker has published lately; empty where the workers do not know each other.
         broker_url: The broker's URL, its password masked.
         control_secret: Signs what workers exchange; `None` for no signatures.
         waiting: What waits in the outboxes of this worker's subscribers.
@@ -228,7 +221,6 @@ class Runtime:
         self.broker_url: str = str(broadcaster.url)
         self.wire_format: WireFormat = broadcaster.options.wire_format
         self.prefix: str = getattr(broadcaster.options, "prefix", "")
-        self._deduplicates = broadcaster.capabilities.deduplicates
         self.close_seconds = close_seconds
         attempts = self.supervisor.attempts
         self._publisher: Publisher = WaitingPublisher(attempts)
@@ -256,8 +248,7 @@ class Runtime:
                 stats=RuntimeStats(self),
                 url=str(broadcaster.url),
             )
-            self.cluster.add_question(WHY, make_witness(self))
-            self.cluster.add_question(EVENTS, answer_with(self.journal))
+            answer_questions(self, self.cluster)
             self.clients.index = self.cluster.clients
 
     async def start(self) -> None:
@@ -351,7 +342,8 @@ class Runtime:
                 words = "the broker refused a message on channel %(channel)r: %(reason)s"
                 self.journal.log(logger, PUBLISH_REFUSED, words, channel=channel, reason=error)
             raise
-        self.published_channels.note(channel)
+        if self.cluster is not None:  # only other workers ask for it
+            self.published_channels.note(channel)
         statistics.published += 1
         statistics.published_bytes += len(payload)
         statistics.publish_seconds.observe(time.perf_counter() - began_at)
@@ -370,7 +362,9 @@ class Runtime:
         """Return the payload, and how it is kept in the history of the channel, where that has one."""
         validate_channel(channel)
         rule = None if self.history_rules is None else self.history_rules.rule_of(channel)
-        key = None if idempotency_key is None else self._checked_key(idempotency_key, channel, rule)
+        key = None
+        if idempotency_key is not None:
+            key = checked_key(idempotency_key, channel, rule, self.broadcaster)
         payload = encode(
             data,
             origin=self.origin,
@@ -388,30 +382,6 @@ class Runtime:
         if len(payload) > limit:
             raise PayloadTooLargeError(len(payload), limit)
         return payload, None if rule is None else Keep(rule, key)
-
-    async def test_path(self, channel: str, test_id: bytes) -> None:
-        """Publish a path test: `Hub.on_path_test` reports it on each worker that the channel reaches, this one too.
-
-        It takes the way of a message without a history. No subscriber and no history gets it, and a worker of an older
-        release drops it as malformed. A subscriber that is none of ours receives 33 bytes.
-
-        Args:
-            channel: Which one is tested.
-            test_id: 8 bytes that name the test.
-
-        Raises:
-            InvalidChannelError: The name is not legal.
-            ConfigurationError: With `wire_format=plain` there is no header that could state what it is.
-            BrokerUnavailableError, PublishOutcomeUnknownError, PublishError, ClosedError: As `publish`; nothing is kept
-                for later.
-        """
-        validate_channel(channel)
-        if self.wire_format == "plain":
-            raise ConfigurationError(
-                "a path test needs the header that wire_format=plain leaves out: take off that option to test the path"
-            )
-        payload = encode_path_test(test_id, origin=self.origin, published_at=time.time())
-        await WaitingPublisher(self.supervisor.attempts).publish(channel, payload)
 
     async def history(self, channel: str, since: str | Position | None, limit: int) -> HistoryPage:
         """Read from the history of a channel; see `Backplane.history`."""
@@ -541,28 +511,6 @@ class Runtime:
             )
         return self._bus
 
-    def _checked_key(self, key: object, channel: str, rule: History | None) -> bytes:
-        """Return the idempotency key as it goes to the broker."""
-        if rule is None:
-            raise ConfigurationError(
-                f"idempotency_key needs a history of the channel: Backplane(history={{{channel!r}: History()}}), or a "
-                "pattern that matches it, in every process that publishes to it"
-            )
-        if not self._deduplicates:
-            raise ConfigurationError(
-                f"idempotency_key: {self.supervisor.attempts.url} cannot drop a second message with the same key; "
-                "publish without it, and give messages an id that receivers compare"
-            )
-        try:
-            encoded = key.encode() if isinstance(key, str) else key
-        except UnicodeEncodeError:
-            encoded = None
-        if not isinstance(encoded, bytes) or not 1 <= len(encoded) <= _MAX_KEY_BYTES:
-            raise InvalidDataError(
-                f"idempotency_key takes a text or bytes, of 1 to {_MAX_KEY_BYTES} bytes in UTF-8, not {key!r:.100}"
-            )
-        return encoded
-
     def _end_subscriptions(self) -> None:
         for subscription in list(self.subscriptions):
             subscription.end()
@@ -578,21 +526,3 @@ def _is_legal(channel: str) -> bool:
     except InvalidChannelError:
         return False
     return True
-
-
-def excluded_id(exclude: object) -> bytes | None:
-    """Return the id by which a connection is left out, as it goes over the broker."""
-    if exclude is None:
-        return None
-    if isinstance(exclude, Connection):
-        return bytes.fromhex(exclude.id)
-    try:
-        excluded = bytes.fromhex(exclude) if isinstance(exclude, str) else b""
-    except ValueError:
-        excluded = b""
-    if len(excluded) != 8:
-        raise InvalidDataError(
-            "exclude takes a Connection, as `async with backplane.connect(websocket) as connection` returns it, or its "
-            f"id, not {exclude!r:.100}"
-        )
-    return excluded

@@ -12,7 +12,7 @@ from backplane.errors import ConfigurationError, PayloadTooLargeError
 from backplane.fanout.codec import encode
 from backplane.header import ID_BYTES
 from backplane.transaction import execute, execute_sync
-from backplane.worker.runtime import excluded_id
+from backplane.worker.publish_options import excluded_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable

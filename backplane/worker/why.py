@@ -15,6 +15,7 @@ from backplane.explain.evidence import parse_evidence
 from backplane.explain.verdict import explain
 from backplane.explain.wording import place
 from backplane.worker.elsewhere import look_elsewhere
+from backplane.worker.path_test_publisher import publish_path_test
 from backplane.worker.witness import KIND, testify
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ async def ask_why(runtime: Runtime, question: Question, *, test: bool, seconds: 
     elif test:
         try:
             async with asyncio.timeout(seconds):
-                await runtime.test_path(question.channel, test_id)
+                await publish_path_test(runtime, question.channel, test_id)
         except (BackplaneError, TimeoutError) as error:
             not_tested = str(error) or f"the broker did not take it within {seconds:g} s"
     arguments = {

@@ -166,10 +166,13 @@ INTERNAL: dict[type, set[str]] = {
         "gap",
         "joined",
         "leave_now",
+        "log_begin",
+        "log_end",
         "named",
         "note_invalid",
         "offer",
         "offer_missed",
+        "outbox",
     }
 }
 

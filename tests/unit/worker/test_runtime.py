@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backplane.broadcaster import Options
 from backplane.connection.limits import Limits
-from backplane.errors import ClosedError, ConfigurationError, InvalidChannelError, TooManyConnectionsError
+from backplane.errors import ClosedError, TooManyConnectionsError
 from backplane.fanout.backlog import Backlog
 from backplane.fanout.outbox import Outbox
 from backplane.message import Message
 from backplane.settings import Settings
 from backplane.worker.runtime import Runtime
-from tests.unit.doubles import ControlledBroadcaster, FakeClient, RecordingSubscriber
+from tests.unit.doubles import ControlledBroadcaster, FakeClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,28 +35,6 @@ async def test_drain_waits_for_no_transport() -> None:
     assert (health.draining, health.ready, health.connections) == (True, False, 1)
     gone[0]()
     assert worker.health().connections == 0
-
-
-async def test_path_test() -> None:
-    """A path test is published beside the history of its channel, and arrives at the hub of each worker."""
-    reported: list[tuple[str, bytes]] = []
-    worker = Runtime(ControlledBroadcaster(), Settings())
-    await worker.start()
-    worker.hub.on_path_test = lambda channel, test_id: reported.append((channel, test_id))
-    async with asyncio.timeout(5):
-        await worker.hub.join("a", RecordingSubscriber())
-        await worker.test_path("a", b"TEST_ID8")
-    assert (reported, worker.count().path_tests, worker.count().published) == ([("a", b"TEST_ID8")], 1, 0)
-    await worker.stop()
-
-
-async def test_path_test_that_is_refused() -> None:
-    """Without a header a path test cannot be published, and a name that is not legal is refused as for a message."""
-    worker = Runtime(ControlledBroadcaster(options=Options(wire_format="plain")), Settings())
-    with pytest.raises(ConfigurationError, match="take off that option to test the path"):
-        await worker.test_path("a", b"TEST_ID8")
-    with pytest.raises(InvalidChannelError):
-        await worker.test_path("", b"TEST_ID8")
 
 
 async def test_drain_of_a_client_that_stays(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""`backplane.cluster_verbs`: commands and surveys of whole backplanes, to real connections and event streams."""
+"""`backplane.verbs.commands`: commands of whole backplanes, and surveys, to real connections and event streams."""
 
 from __future__ import annotations
 
