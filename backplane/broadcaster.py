@@ -55,6 +55,7 @@ __all__ = [
     "SupportsLinkCheck",
     "SupportsOthers",
     "SupportsResume",
+    "SupportsSchema",
     "SupportsTransactions",
     "WireFormat",
     "malformed_address",
@@ -492,6 +493,18 @@ class SupportsResume(Protocol):
         Raises:
             BrokerError: As for `start`; what was kept is kept for the next try.
         """
+        ...
+
+
+@runtime_checkable
+class SupportsSchema(Protocol):
+    """An optional ability of a `Broadcaster`: to keep messages in tables, which must be created once.
+
+    Implementing the method is enough to enable it.
+    """
+
+    def schema(self) -> str:
+        """Return the SQL that creates what the adapter needs, for `backplane schema`; again it changes nothing."""
         ...
 
 

@@ -13,14 +13,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 from backplane.adapters.postgres.connector import Connector
 from backplane.adapters.postgres.errors import ASYNCPG_ERRORS, connect_error, unavailable
 from backplane.adapters.postgres.inspection import inspect_server
 from backplane.adapters.postgres.options import PostgresOptions, check_options
 from backplane.adapters.postgres.publisher import NOTIFY, NOTIFY_IN, Publisher
-from backplane.adapters.postgres.wire import NotificationReader, encode_message, encode_test
+from backplane.adapters.postgres.wire import NotificationReader, encode_message, statement_of_test
 from backplane.adapters.shared.error_chain import reason_of
 from backplane.broadcaster import Broadcaster, Capabilities
 from backplane.concurrency.timeouts import PatientTimeout
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from backplane.broadcaster import BrokerUrl, Options, Sink
     from backplane.findings import Finding
 
-__all__ = ["PostgresBroadcaster", "PostgresOptions"]
+__all__ = ["COMPARE_SECONDS", "PostgresBroadcaster", "PostgresOptions"]
 
 logger: Final = logging.getLogger("backplane.adapters.postgres.broadcaster")
 
-# How often a new session is opened, to see whether the URL still leads to the same server.
-_COMPARE_SECONDS: Final = 60.0
+COMPARE_SECONDS: Final = 60.0
+"""How often a new session is opened, to see whether the URL still leads to the same server."""
 _CHECK: Final = "SELECT pg_is_in_recovery(), pg_notification_queue_usage()"
 # Of the 8 GB of notifications that no session has read: when they are full, every NOTIFY fails.
 _QUEUE_USAGE_LIMIT: Final = 0.1
@@ -59,7 +59,17 @@ class PostgresBroadcaster(Broadcaster):
     options_class: ClassVar[type[Options]] = PostgresOptions
     options: PostgresOptions
 
-    def __init__(self, url: BrokerUrl, options: PostgresOptions, *, compare_seconds: float = _COMPARE_SECONDS) -> None:
+    def __new__(cls, url: BrokerUrl, options: PostgresOptions, *, compare_seconds: float = COMPARE_SECONDS) -> Self:
+        """Return the class that the option `durable` asks for: what can resume is another kind of adapter."""
+        chosen: Any = cls
+        if options.durable and cls is PostgresBroadcaster:
+            from backplane.adapters.postgres.durable import DurablePostgresBroadcaster  # it is a subclass
+
+            chosen = DurablePostgresBroadcaster
+        made: Self = super().__new__(chosen)
+        return made
+
+    def __init__(self, url: BrokerUrl, options: PostgresOptions, *, compare_seconds: float = COMPARE_SECONDS) -> None:
         super().__init__(url, options)
         check_options(url, options)
         self._connector = Connector(url, options)
@@ -88,36 +98,11 @@ class PostgresBroadcaster(Broadcaster):
 
         Through a pooler both are opened, since only a notification that comes back shows that one can receive.
         """
-        self._listener_opening = asyncio.Lock()
-        connection = await self._connector.open()
-        try:
-            statement = await connection.prepare(NOTIFY)
-            publisher = Publisher(connection, statement, self.options.notify, self.options.max_pending_bytes)
-            if connection.is_pooled:
-                listener, _ = await self._open_listener(sink, publisher)
-                listener.end("it was a test")
-            connection.adopt(lambda error: self._lost(connection, error))
-        except ASYNCPG_ERRORS as error:
-            connection.end("it was given up")
-            raise connect_error(error, str(self.url)) from error
-        except BaseException:
-            connection.end("it was given up")
-            raise
-        self._compared_at = asyncio.get_running_loop().time()
-        self._sink, self._publisher = sink, publisher
+        await self._open(sink)
 
     async def stop(self) -> None:
         """Close both sessions; publishes without an answer raise `PublishOutcomeUnknownError`."""
-        self._sink = None
-        publisher, self._publisher = self._publisher, None
-        connections = [publisher.connection if publisher else None, self._listener]
-        self._listener = self._reader = None
-        for connection in connections:
-            if connection is not None:
-                connection.end("the link is closed")
-        for connection in connections:
-            if connection is not None:
-                await connection.closed()
+        await self._close()
 
     async def publish(self, channel: str, payload: bytes) -> None:
         """Publish; returns when the transaction has been committed, which no listener needs to be awaited for.
@@ -146,9 +131,9 @@ class PostgresBroadcaster(Broadcaster):
         """
         publisher, listener = self._require_publisher(), self._listener
         try:
-            is_standby, usage = await publisher.connection.check(_CHECK)
+            is_standby, usage = await publisher.connection.ask(_CHECK)
             if listener is not None:
-                await listener.check("SELECT 1")
+                await listener.ask("SELECT 1")
         except ASYNCPG_ERRORS as error:  # an answer all the same
             return write(logger, BROKER_DETAIL, "the check was refused: %(reason)s", reason=reason_of(error))
         if is_standby:
@@ -201,23 +186,74 @@ class PostgresBroadcaster(Broadcaster):
         if other.identity != connection.identity:
             raise unavailable(f"{self.url} leads to another server now")
 
+    async def _open(self, sink: Sink) -> None:
+        self._listener_opening = asyncio.Lock()
+        connection = await self._connector.open()
+        try:
+            publisher = await self._make_publisher(connection)
+            if connection.is_pooled:
+                listener, _ = await self._open_listener(sink, publisher)
+                listener.end("it was a test")
+            connection.adopt(lambda error: self._lost(connection, error))
+        except ASYNCPG_ERRORS as error:
+            connection.end("it was given up")
+            raise connect_error(error, str(self.url)) from error
+        except BaseException:
+            connection.end("it was given up")
+            raise
+        self._compared_at = asyncio.get_running_loop().time()
+        self._sink, self._publisher = sink, publisher
+
+    async def _close(self) -> None:
+        self._sink = None
+        publisher, self._publisher = self._publisher, None
+        connections = [publisher.connection if publisher else None, self._listener]
+        self._listener = self._reader = None
+        for connection in connections:
+            if connection is not None:
+                connection.end("the link is closed")
+        for connection in connections:
+            if connection is not None:
+                await connection.closed()
+
+    async def _make_publisher(self, connection: PostgresConnection) -> Publisher:
+        statement = await connection.prepare(NOTIFY)
+        return Publisher(connection, statement, self.options.notify, self.options.max_pending_bytes)
+
     def _require_publisher(self) -> Publisher:
         if self._publisher is None:
             raise unavailable("the link is closed")
         return self._publisher
 
-    async def _require_reader(self) -> NotificationReader:
+    async def _ready(self, listener: PostgresConnection, reader: NotificationReader) -> None:
+        """Prepare a session that listens, before it is used."""
+
+    def _opened(self, listener: PostgresConnection, reader: NotificationReader) -> None:
+        """Take a session that listens into use."""
+
+    def _require_open(self, publisher: Publisher) -> Sink:
+        """Return the sink, unless the link of `publisher` is lost or closed."""
+        if self._sink is None or self._publisher is not publisher or publisher.connection.loss is not None:
+            raise unavailable("the link is lost")
+        return self._sink
+
+    async def _require_reader(self, channels: Collection[str] = ()) -> NotificationReader:
+        """Return what reads the session that receives, which is opened where there is none, with these channels."""
         async with self._listener_opening:
-            publisher, sink = self._require_publisher(), self._sink
-            if sink is None or publisher.connection.loss is not None:
-                raise unavailable("the link is lost")
+            publisher = self._require_publisher()
+            sink = self._require_open(publisher)
             if self._reader is None:
                 listener, reader = await self._open_listener(sink, publisher)
-                if self._publisher is not publisher or self._sink is not sink:
-                    listener.end("the link is closed")
-                    raise unavailable("the link was closed meanwhile")
-                listener.adopt(lambda error: self._lost(listener, error))
+                reader.subscribe(channels)
+                try:
+                    await self._ready(listener, reader)
+                    self._require_open(publisher)
+                    listener.adopt(lambda error: self._lost(listener, error))
+                except BaseException:
+                    listener.end("it was given up")
+                    raise
                 self._listener, self._reader = listener, reader
+                self._opened(listener, reader)
             return self._reader
 
     async def _open_listener(self, sink: Sink, publisher: Publisher) -> tuple[PostgresConnection, NotificationReader]:
@@ -242,7 +278,7 @@ class PostgresBroadcaster(Broadcaster):
         word = secrets.token_hex(8)
         try:
             async with PatientTimeout(self.options.connect_timeout_seconds):
-                await publisher.notify(encode_test(word))
+                await publisher.connection.ask(statement_of_test(self.options.notify, word))
                 while word not in reader.tests_received:
                     reader.test_received.clear()
                     await reader.test_received.wait()

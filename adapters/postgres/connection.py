@@ -21,7 +21,7 @@ __all__ = ["PostgresConnection", "ServerIdentity", "open_session"]
 
 _asyncpg: Final[Any] = asyncpg
 _FOREVER_SECONDS: Final = 86_400.0  # asyncpg's own limit would count a pause of this process
-_GIVE_UP_SECONDS: Final = 0.05
+_GIVE_UP_SECONDS: Final = 0.5
 
 ServerIdentity = tuple[str, str]
 """Which cluster of databases, and since when its server runs: a server that replaces another one has others."""
@@ -56,6 +56,7 @@ class PostgresConnection:
         identity: Which server it is.
         version: Its version.
         loss: Why it ended; `None` while it is up.
+        reading: Held while what was published is read and delivered.
     """
 
     def __init__(self, connection: Any) -> None:
@@ -63,7 +64,7 @@ class PostgresConnection:
         self._on_lost: Callable[[BrokerError], None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._lock = asyncio.Lock()  # asyncpg runs one statement at a time
-        self._last_check: asyncio.Task[Any] | None = None
+        self.reading: asyncio.Lock = asyncio.Lock()
         self.is_pooled: bool = False
         self.is_standby: bool = False
         self.is_read_only: bool = False
@@ -118,6 +119,15 @@ class PostgresConnection:
         """Return a prepared statement, for `run`."""
         return await self._connection.prepare(query)
 
+    async def fetch(self, statement: Any, *values: object) -> list[Any]:
+        """Return all rows of a prepared statement; cancelled, it goes on, as `ask` does.
+
+        Raises:
+            BrokerUnavailableError: The session ended.
+            Exception: The server refused it, with one of `ASYNCPG_ERRORS`.
+        """
+        return list(await outcome_of(self.start_task(self._answer(lambda: statement.fetch(*values)))))
+
     async def run(self, statement: Any, *values: object) -> Any:
         """Run a prepared statement, and return the first value. Not to be cancelled: see `ask`.
 
@@ -134,26 +144,14 @@ class PostgresConnection:
                 self._end_after(error)
                 raise
 
-    async def ask(self, query: str) -> Any:
+    async def ask(self, query: str, *values: object) -> Any:
         """Return the first row of a query. Cancelled, the query goes on: asyncpg would open a connection to end it.
 
         Raises:
             BrokerUnavailableError: The session ended.
             Exception: The server refused it, with one of `ASYNCPG_ERRORS`.
         """
-        return await outcome_of(self.start_task(self._ask(query)))
-
-    async def check(self, query: str) -> Any:
-        """Ask as `ask` does, and end the session where the previous check has no answer yet.
-
-        Raises:
-            BrokerUnavailableError: The session ended, or is ended now.
-            Exception: The server refused it, with one of `ASYNCPG_ERRORS`.
-        """
-        if self._last_check is not None and not self._last_check.done():
-            self.end("no answer from one check to the next")
-        self._last_check = self.start_task(self._ask(query))
-        return await outcome_of(self._last_check)
+        return await outcome_of(self.start_task(self._ask(query, *values)))
 
     def start_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run a part of the work on this session; `closed` waits for its end."""
@@ -176,12 +174,15 @@ class PostgresConnection:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _ask(self, query: str) -> Any:
+    async def _ask(self, query: str, *values: object) -> Any:
+        return await self._answer(lambda: self._connection.fetchrow(query, *values))
+
+    async def _answer(self, ask: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         async with self._lock:
             if self.loss is not None:
                 raise self.loss
             try:
-                return await self._connection.fetchrow(query)
+                return await ask()
             except ASYNCPG_ERRORS as error:
                 self._end_after(error)
                 if self.loss is not None:

@@ -42,6 +42,13 @@ class PostgresOptions(Options):
     """Largest payload, in bytes. Above about 5,900 it takes several notifications of one transaction."""
     max_pending_bytes: int = Field(default=64 * _MEBIBYTE, gt=0)
     """Most bytes published and not yet answered; one message is always accepted. Over it `publish` raises."""
+    durable: bool = False
+    """Messages are rows of a table (`backplane schema postgres` prints its SQL), and a worker goes on after a lost link
+    where it was. Defaults to false. All processes need the same."""
+    retention_seconds: float = Field(default=600.0, gt=0)
+    """With `durable`: how long a message is kept at least, in seconds; it is deleted within twice that time."""
+    max_resume_messages: int = Field(default=50_000, gt=0)
+    """With `durable`: most messages that are read after a lost link; where more were missed it is a `Gap`."""
     application_name: str = Field(default="backplane", max_length=63)
     """Name in `pg_stat_activity`."""
     sslmode: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] | None = None

@@ -32,9 +32,9 @@ _MAX_BATCH_BYTES: Final = 1024 * 1024
 
 
 class _Waiting(NamedTuple):
-    """What waits to be sent: the notifications of a message, or one of a test."""
+    """A message that waits to be sent, as the items of the statement's arrays."""
 
-    notifications: list[str]
+    items: list[Any]
     size: int
     answer: asyncio.Future[None]
 
@@ -77,21 +77,22 @@ class Publisher:
                 adapter="postgres",
                 retriable=True,
             )
-        await self._send(encode_message(channel, payload), size)
-
-    async def notify(self, notification: str) -> None:
-        """Send a notification as it is, and raise as `publish` does."""
-        await self._send([notification], len(notification))
-
-    async def _send(self, notifications: list[str], size: int) -> None:
         if self.connection.loss is not None:
             raise unavailable("the link is lost")
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(notifications, size, answer))
+        self._queue.append(_Waiting(self._items(channel, payload), size, answer))
         self._pending_bytes += size
         if self._sending is None:  # it runs in the next pass of the event loop, and takes what comes until then
             self._sending = self.connection.start_task(self._send_queue())
         await answer
+
+    def _items(self, channel: str, payload: bytes) -> list[Any]:
+        """Return what a message is in a statement."""
+        return list(encode_message(channel, payload))
+
+    def _values(self, items: list[Any]) -> tuple[object, ...]:
+        """Return the values of the statement, after the PostgreSQL channel."""
+        return (items,)
 
     async def _send_queue(self) -> None:
         """Send until nothing waits, or the session has ended."""
@@ -106,8 +107,8 @@ class Publisher:
     async def _send_batch(self, batch: list[_Waiting]) -> None:
         failure: Exception | None = None
         try:
-            texts = [text for waiting in batch for text in waiting.notifications]
-            await self.connection.run(self._statement, self._notify, texts)
+            items = [item for waiting in batch for item in waiting.items]
+            await self.connection.run(self._statement, self._notify, *self._values(items))
         except BrokerUnavailableError as error:
             failure = error
         except ASYNCPG_ERRORS as error:
@@ -125,7 +126,7 @@ class Publisher:
                 self._pending_bytes -= waiting.size
                 continue
             batch.append(waiting)
-            count += len(waiting.notifications)
+            count += len(waiting.items)
             size += waiting.size
         return batch
 

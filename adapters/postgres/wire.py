@@ -6,6 +6,7 @@ payload of PostgreSQL is text of less than 8,000 bytes, so a message of this pac
     \1<number> <channel>\n<base64 of the data>     the message, or its last part
     \2<number> <channel>\n<base64 of the data>     a part that others follow
     \3<word>                                       a test of the way by one process, of no interest to others
+    \4                                             rows were added to the table of `durable=true`
 
 The number keeps equal messages of one transaction apart, of which PostgreSQL would deliver one. The parts of a message
 are in one transaction, so they are delivered together: PostgreSQL orders notifications by commits.
@@ -25,7 +26,14 @@ from urllib.parse import quote, unquote
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-__all__ = ["MAX_NOTIFICATION_BYTES", "NotificationReader", "encode_message", "encode_test"]
+__all__ = [
+    "DOORBELL",
+    "MAX_NOTIFICATION_BYTES",
+    "NotificationReader",
+    "encode_channel",
+    "encode_message",
+    "statement_of_test",
+]
 
 MAX_NOTIFICATION_BYTES: Final = 7_999
 """Largest payload of a notification that PostgreSQL accepts."""
@@ -33,25 +41,33 @@ MAX_NOTIFICATION_BYTES: Final = 7_999
 _LAST: Final = "\1"
 _PART: Final = "\2"
 _TEST: Final = "\3"
-# Every character but controls, % and what is not ASCII: the database can have any encoding.
+DOORBELL: Final = "\4"
+"""A notification that announces rows, and holds none: see `schema`."""
+# Every character but controls, % and what is not ASCII.
 _PLAIN: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 _numbers: Final = count()  # of the process, as two publishers of it can write into one transaction
 
 
 @lru_cache(maxsize=4096)
-def _encode_channel(channel: str) -> str:
+def encode_channel(channel: str) -> str:
+    """Return a channel as ASCII without controls: the database can have any encoding."""
     return quote(channel, safe=_PLAIN)
 
 
-def encode_test(word: str) -> str:
-    """Return the notification of a test."""
-    return f"{_TEST}{word}"
+def statement_of_test(notify: str, word: str) -> str:
+    """Return the statement that sends a test.
+
+    Args:
+        notify: The PostgreSQL channel, which the options restrict to letters, digits and underscores.
+        word: Hexadecimal digits.
+    """
+    return f"SELECT pg_notify('{notify}', chr({ord(_TEST)}) || '{word}')"
 
 
 def encode_message(channel: str, payload: bytes) -> list[str]:
     """Return the notifications of a message, in their order."""
-    name = _encode_channel(channel)
+    name = encode_channel(channel)
     notification = _notification(_LAST, name, payload)
     if len(notification) <= MAX_NOTIFICATION_BYTES:
         return [notification]
@@ -95,6 +111,7 @@ class NotificationReader:
     Attributes:
         tests_received: The words of the tests that were received.
         test_received: Set with each of them.
+        on_rows: Called where rows were added to the table of `durable=true`.
     """
 
     def __init__(
@@ -111,16 +128,22 @@ class NotificationReader:
         self._unfinished: _Unfinished | None = None
         self.tests_received: set[str] = set()
         self.test_received: asyncio.Event = asyncio.Event()
+        self.on_rows: Callable[[], None] = lambda: None
 
     def subscribe(self, channels: Collection[str]) -> None:
         """Pass on messages of `channels` from now on."""
-        self._channels.update((_encode_channel(channel), channel) for channel in channels)
+        self._channels.update((encode_channel(channel), channel) for channel in channels)
         self._foreign.update(channels)
+
+    def deliver_row(self, name: str, payload: bytes) -> None:
+        """Pass on a row of the table, whose channel is written as in notifications."""
+        if (channel := self._channels.get(name)) is not None:
+            self._deliver(channel, payload)
 
     def unsubscribe(self, channels: Collection[str]) -> None:
         """Pass on none from now on."""
         for channel in channels:
-            self._channels.pop(_encode_channel(channel), None)
+            self._channels.pop(encode_channel(channel), None)
         self._foreign.difference_update(channels)
 
     def read(self, notification: str) -> None:
@@ -133,6 +156,8 @@ class NotificationReader:
             elif kind == _TEST:
                 self.tests_received.add(head[1:])
                 self.test_received.set()
+            elif kind == DOORBELL:
+                self.on_rows()
             return
         name = head.partition(" ")[2]
         if kind == _PART or self._unfinished is not None:

@@ -19,6 +19,7 @@ from backplane.cli.doctor import doctor
 from backplane.cli.present import present
 from backplane.cli.publish import publish
 from backplane.cli.run import run
+from backplane.cli.schema import schema
 from backplane.cli.survey import survey
 from backplane.cli.tail import tail
 from backplane.cli.terminal import discard_output, err, visible
@@ -67,5 +68,6 @@ def backplane_command(
     """Pub/sub backplane for FastAPI and Starlette WebSockets."""
 
 
-for _command in (demo, run, check, publish, tail, workers, top, doctor, why, present, disconnect, survey, bench):
+_COMMANDS = (demo, run, check, publish, tail, workers, top, doctor, why, present, disconnect, survey, schema, bench)
+for _command in _COMMANDS:
     app.command()(_command)

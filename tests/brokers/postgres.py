@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import psutil
 
+from backplane.adapters.postgres.schema import create_statements
 from tests.brokers.broker import Broker, BrokerMissingError, ContainerBroker, GivenBroker, ProcessBroker
 from tests.brokers.certificate import self_signed_certificate
 from tests.brokers.process import install, locked
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
 __all__ = [
+    "DURABLE",
     "PostgresConfig",
     "PostgresProcess",
     "answers_sessions",
@@ -62,6 +64,11 @@ class PostgresConfig:
     sql: tuple[str, ...] = ()
     login: str = _OWNER
     tls: bool = False
+
+
+_TABLES: Final = "".join(line.partition("--")[0] + " " for line in create_statements("backplane").splitlines())
+DURABLE: Final = PostgresConfig(sql=tuple(part.strip() for part in _TABLES.split(";") if part.strip()))
+"""A server that has the tables of `durable=true`."""
 
 
 def shared_postgres(folder: Path) -> Broker:

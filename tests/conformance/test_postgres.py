@@ -6,7 +6,7 @@ from backplane.testing import BroadcasterConformance, PresenceConformance
 from backplane.testing.fault_conformance import Strip
 from backplane.testing.proxy import PassingWay
 from tests.brokers.broker import Broker
-from tests.brokers.postgres import PostgresConfig
+from tests.brokers.postgres import DURABLE, PostgresConfig
 from tests.conftest import StartPostgres
 
 _TLS = PostgresConfig(tls=True, login="alice:secret", sql=("CREATE ROLE alice LOGIN PASSWORD 'secret'",))
@@ -24,6 +24,17 @@ class TestPostgres(BroadcasterConformance):
     def strip_tls(self, private_postgres: StartPostgres) -> tuple[str, Strip]:
         """A server with TLS, and an answer to the client's first message as from one without."""
         return private_postgres(_TLS).url, _answer_in_clear
+
+
+class TestPostgresDurable(BroadcasterConformance):
+    """The whole contract, with messages in a table."""
+
+    one_loop = True
+
+    @pytest.fixture
+    def url(self, private_postgres: StartPostgres) -> str:
+        """A server that has the tables."""
+        return f"{private_postgres(DURABLE).url}?durable=true"
 
 
 @pytest.mark.full

@@ -6,7 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backplane.adapters.postgres.wire import MAX_NOTIFICATION_BYTES, NotificationReader, encode_message, encode_test
+from backplane.adapters.postgres.wire import (
+    MAX_NOTIFICATION_BYTES,
+    NotificationReader,
+    encode_message,
+    statement_of_test,
+)
 
 
 class Reading:
@@ -105,7 +110,8 @@ def test_a_malformed_message_is_a_gap() -> None:
 def test_a_test_is_noted() -> None:
     """And is no message."""
     reading = Reading("room")
-    reading.read(encode_test("word"))
+    assert statement_of_test("shop", "word") == "SELECT pg_notify('shop', chr(3) || 'word')"
+    reading.read("\3word")
     assert reading.reader.tests_received == {"word"}
     assert reading.reader.test_received.is_set()
     assert reading.delivered == []
