@@ -11,7 +11,7 @@ from backplane.journal.fields import flat
 from backplane.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from backplane.worker.runtime import Runtime
 
@@ -34,8 +34,12 @@ def configuration_of(runtime: Runtime) -> dict[str, dict[str, Any]]:
         "limits": limits,
         "changed": _changed(settings, Settings()) | _changed(limits, Limits()),
         "broker": {"url": runtime.broker_url, **_masked(broker.options.model_dump()), **_shown(_data(broker))},
-        "rules": _shown({"history": list(runtime.history_rules or ()), "presence": list(presence)}),
+        "rules": {"history": _patterns(runtime.history_rules or ()), "presence": _patterns(presence)},
     }
+
+
+def _patterns(rules: Iterable[tuple[str, object]]) -> str:
+    return ", ".join(pattern for pattern, _ in rules)
 
 
 def _values(options: object, of: type) -> dict[str, Any]:

@@ -107,3 +107,9 @@ async def room(websocket: WebSocket, room: str, key: str | None = None) -> None:
     async with backplane.connect(websocket, room, client_key=key) as connection:
         async for message in connection:
             await backplane.publish(room, message)
+
+
+@app.websocket("/named")
+async def named(websocket: WebSocket) -> None:
+    """Join channels of any name."""
+    await backplane.hand_over(websocket, *websocket.query_params.getlist("channel"), client_key="ada")

@@ -275,7 +275,7 @@ def test_accessibility(browser: Browser, site: Site, scheme: Any, width: int) ->
                 page.get_by_role("rowheader").get_by_role("link").first.click()
                 expect(page.locator("tr.details")).to_be_visible()
             if screen == "why":
-                expect(page.get_by_text("a test message arrived at its worker")).to_be_visible()
+                expect(page.get_by_role("list", name="The way of a message")).to_be_visible()
             if screen == "tail":
                 expect(page.get_by_text("Every message from now on")).to_be_visible()
                 client.send("hello")

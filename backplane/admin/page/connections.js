@@ -54,7 +54,7 @@ function row(connection, view, asked, open) {
       <td class="right ${connection.dropped ? "wait" : ""}">${connection.dropped ? `! ${count(connection.dropped)}` : "–"}</td>
       <td class="right wide">${connection.received_seconds_ago == null ? "–" : `${age(connection.received_seconds_ago)} ago`}</td>
     </tr>`,
-    open && html`<tr key=${`${id}+`} class="details"><td colspan=${COLUMNS.length}><${Details} connection=${connection} view=${view} /></td></tr>`,
+    open && html`<tr key=${`${id}+`} class="details"><td colspan=${COLUMNS.length}><div class="inside"><${Details} connection=${connection} view=${view} /></div></td></tr>`,
   ];
 }
 

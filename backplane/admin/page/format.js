@@ -47,6 +47,12 @@ export const age = (seconds) => {
 export const clock = (at) =>
   known(at) ? new Date(at * 1000).toLocaleTimeString("en-GB") : DASH;
 
+/** A time that can be of another day, in the time zone of the browser. */
+export const moment = (at) => {
+  const day = (seconds) => new Date(seconds * 1000).toLocaleDateString("en-GB", { day: "numeric", month: "short" });
+  return known(at) && day(at) !== day(Date.now() / 1000) ? `${day(at)} ${clock(at)}` : clock(at);
+};
+
 export const plural = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;
 
 /** What control characters and the marks that turn the direction of a text would hide, made visible. */

@@ -1,7 +1,7 @@
 // Log: the last notable events of all workers, newest first, and what this page has noticed since it was opened.
 
 import { html } from "./preact.js";
-import { clock, visible } from "./format.js";
+import { moment, visible } from "./format.js";
 import { Filter, Missing, useAsk } from "./lists.js";
 import { go } from "./route.js";
 
@@ -21,7 +21,7 @@ export function Log({ source: { log, view }, query }) {
     ${view?.is_cluster !== false && html`<${Missing} answer=${answer} error=${error} />`}
     <${Filter} label="Holds" value=${text} onChange=${(value) => go("log", { text: value }, { replace: true })} />
     <ol class="messages log" tabindex="0" aria-label="Changes, newest first">
-      ${entries.map((entry) => html`<li key=${entry.key} class=${entry.look}><time>${clock(entry.at)}</time> <span class="mark" aria-hidden="true">${MARKS[entry.look]}</span> ${visible(entry.text)}</li>`)}
+      ${entries.map((entry) => html`<li key=${entry.key} class=${entry.look}><time>${moment(entry.at)}</time> <span class="mark" aria-hidden="true">${MARKS[entry.look]}</span> ${visible(entry.text)}</li>`)}
       ${entries.length === 0 && html`<li class="empty">Nothing has changed.</li>`}
     </ol>`;
 }

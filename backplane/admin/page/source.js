@@ -113,7 +113,7 @@ export function start() {
   });
 }
 
-function take(view) {
+export function take(view) {
   note(state.view, view);
   state.view = view;
   state.connection = "live";

@@ -1,7 +1,7 @@
 // Workers: a row each, and what one is made of.
 
 import { html } from "./preact.js";
-import { age, bytes, clock, count, lag, percent, rate, visible } from "./format.js";
+import { age, bytes, count, lag, moment, percent, rate, visible } from "./format.js";
 import { Missing, useAsk } from "./lists.js";
 import { State, Strip, Table } from "./parts.js";
 import { go, to } from "./route.js";
@@ -52,13 +52,13 @@ function row(worker, view, open) {
       <td class="wide">${visible(worker.version ?? "–")}</td>
       <td class="right">${worker.started_at ? age(view.at - worker.started_at) : "–"}</td>
     </tr>`,
-    open && html`<tr key=${`${worker.id}+`} class="details"><td colspan=${COLUMNS.length}><${Details} worker=${worker} view=${view} /></td></tr>`,
+    open && html`<tr key=${`${worker.id}+`} class="details"><td colspan=${COLUMNS.length}><div class="inside"><${Details} worker=${worker} view=${view} /></div></td></tr>`,
   ];
 }
 
 function Details({ worker, view }) {
   const facts = [
-    ["Started", worker.started_at ? `${clock(worker.started_at)}, ${age(view.at - worker.started_at)} ago` : "–"],
+    ["Started", worker.started_at ? `${moment(worker.started_at)}, ${age(view.at - worker.started_at)} ago` : "–"],
     ["Loop lag", lag(worker.loop_lag)], ["CPU", percent(worker.cpu)], ["Memory", bytes(worker.resident_bytes)],
     ["Clock", lag(worker.clock_offset)], ["Control messages received", count(worker.control_received)], ["Version", visible(worker.version ?? "–")],
     ["Links tried", count(worker.generation)],
