@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,19 @@ class Prometheus:
             return [({}, float(result[1]))]
         return [(series["metric"], float(series["value"][1])) for series in result]
 
+    def traces(self, expression: str) -> set[str]:
+        """Return the traces that the exemplars of an expression name, in the last hour."""
+        now = time.time()
+        response = httpx2.get(
+            f"{self._url}/api/v1/query_exemplars",
+            params={"query": expression, "start": now - 3_600, "end": now + 3_600},
+            timeout=20,
+            trust_env=False,
+        )
+        answer: dict[str, Any] = json.loads(response.text)
+        assert answer["status"] == "success", answer
+        return {each["labels"]["trace_id"] for series in answer["data"] for each in series["exemplars"]}
+
     def wait_until(self, condition: Callable[[], bool], what: str, *, seconds: float = 60) -> None:
         """Wait until `condition` holds, which asks this Prometheus. Blocks."""
         self._process.wait_until(condition, what, seconds=seconds)
@@ -87,6 +101,7 @@ def configured_prometheus(configuration: str, folder: Path) -> Generator[Prometh
         f"--config.file={config}",
         f"--storage.tsdb.path={folder / 'tsdb'}",
         f"--web.listen-address=127.0.0.1:{port}",
+        "--enable-feature=exemplar-storage",
         "--log.level=warn",
     ]
     with server_process(command, folder, cwd=folder, name="prometheus") as process:

@@ -8,7 +8,15 @@ from fastapi import FastAPI, Request, WebSocket
 
 from backplane import Backplane, Settings, metrics_routes
 
-backplane = Backplane(settings=Settings(max_backoff_seconds=0.2, drain_seconds=0.1))
+tracing = None
+if "TRACED" in os.environ:
+    from opentelemetry.sdk.trace import TracerProvider
+
+    from backplane.tracing import Tracing
+
+    tracing = Tracing(TracerProvider())
+
+backplane = Backplane(settings=Settings(max_backoff_seconds=0.2, drain_seconds=0.1), tracing=tracing)
 app = FastAPI(lifespan=backplane.lifespan)
 app.add_route("/metrics", metrics_routes(backplane))
 

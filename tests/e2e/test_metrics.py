@@ -179,8 +179,24 @@ def test_a_real_prometheus(private_redis: StartRedis, tmp_path: Path) -> None:
                 assert watcher.query(f"max(resets({name}[10m]))") == {"": 0}, name
 
 
+def test_exemplars(private_redis: StartRedis, tmp_path: Path) -> None:
+    """Prometheus keeps the trace that a bucket of the lag names: of the worker that delivers, whoever answers it."""
+    prometheus_program("prometheus")
+    with (
+        run("gunicorn", private_redis().url, tmp_path, TRACED="1") as server,
+        connect(f"{server.ws_url}/rooms/lobby", proxy=None) as client,
+        prometheus(server.port, tmp_path) as watcher,
+    ):
+        publish(server, 3)
+        assert client.recv(timeout=_SECONDS) == "x"
+        expression = 'backplane_lag_seconds_bucket{stage="written"}'
+        watcher.wait_until(lambda: bool(watcher.traces(expression)), "there are exemplars")
+        assert {len(trace) for trace in watcher.traces(expression)} == {32}
+        assert watcher.traces("backplane_publish_seconds_bucket") == set()
+
+
 def test_metrics_lint(private_redis: StartRedis, tmp_path: Path) -> None:
-    """Prometheus' own linter finds nothing in the answer of real workers with a client, in either format."""
+    """Prometheus' own linter finds nothing in the answer of real workers with a client."""
     promtool = prometheus_program("promtool")
     with (
         run("gunicorn", private_redis().url, tmp_path) as server,
