@@ -9,7 +9,16 @@ from typing import Final, Literal
 from backplane.close_codes import CloseCode
 from backplane.histogram import Histogram
 
-__all__ = ["PUBLISH_SECONDS", "Consumer", "Counters", "DropReason", "LossReason", "Statistics", "Transport"]
+__all__ = [
+    "FIGURE_OF_CODE",
+    "PUBLISH_SECONDS",
+    "Consumer",
+    "Counters",
+    "DropReason",
+    "LossReason",
+    "Statistics",
+    "Transport",
+]
 
 DropReason = Literal["dropped_oldest", "dropped_newest", "replaced"]
 """Why the policy of an outbox dropped a message: the name of the figure that counts it."""
@@ -191,9 +200,7 @@ class Statistics:
         return {figure.name: getattr(self, figure.name) for figure in fields(Statistics)}
 
 
-# The figure that counts a connection which this side closed with a code: names of the interface, not derived from
-# those of the codes.
-_FIGURE_OF_CODE: Final[dict[int, str]] = {
+FIGURE_OF_CODE: Final[dict[int, str]] = {
     CloseCode.NORMAL_CLOSURE: "closed_normal",
     CloseCode.INVALID_DATA: "closed_invalid_data",
     CloseCode.MESSAGE_TOO_BIG: "closed_too_big",
@@ -209,6 +216,10 @@ _FIGURE_OF_CODE: Final[dict[int, str]] = {
     CloseCode.IDLE: "closed_idle",
     CloseCode.TOO_MANY_CHANNELS: "closed_too_many_channels",
 }
+"""The figure that counts a connection which this side closed with a code.
+
+They are names of the interface, not derived from those of the codes.
+"""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -264,7 +275,7 @@ class Counters:
 
     def count_close(self, code: int, transport: Transport) -> None:
         """Count a connection that this side closed with `code`."""
-        self.closes[transport, _FIGURE_OF_CODE.get(code, "closed_other")] += 1
+        self.closes[transport, FIGURE_OF_CODE.get(code, "closed_other")] += 1
 
     def count_end(
         self, how: Literal["closed_by_client", "closed_cancelled", "closed_slow"], transport: Transport

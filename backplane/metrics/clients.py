@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, get_args
 
 from backplane.metrics.metric import Metric
 from backplane.metrics.reading import figure, figures, one
-from backplane.statistics import Transport
+from backplane.statistics import FIGURE_OF_CODE, Transport
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,20 +22,7 @@ _CODES: Final = {
     "client": "closed_by_client",
     "cancelled": "closed_cancelled",
     "slow": "closed_slow",
-    "1000": "closed_normal",
-    "1007": "closed_invalid_data",
-    "1009": "closed_too_big",
-    "1011": "closed_internal_error",
-    "1012": "closed_service_restart",
-    "1013": "closed_try_again_later",
-    "4000": "closed_messages_missed",
-    "4001": "closed_expired",
-    "4010": "closed_max_age",
-    "4011": "closed_silent",
-    "4029": "closed_too_many_messages",
-    "4503": "closed_forbidden",
-    "4508": "closed_idle",
-    "4513": "closed_too_many_channels",
+    **{str(code): figure for code, figure in sorted(FIGURE_OF_CODE.items())},
     "other": "closed_other",
 }
 
