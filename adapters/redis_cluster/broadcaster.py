@@ -25,12 +25,13 @@ from backplane.adapters.redis.address_race import first_usable
 from backplane.adapters.redis.errors import classify_reply, unavailable
 from backplane.adapters.redis.options import check_options
 from backplane.adapters.redis.server_info import format_address, info_fields
+from backplane.adapters.redis_cluster.classic import ClassicClusterBroadcaster
 from backplane.adapters.redis_cluster.connector import Connector
 from backplane.adapters.redis_cluster.links import ShardPublisherLink
 from backplane.adapters.redis_cluster.node import Node
 from backplane.adapters.redis_cluster.options import RedisClusterOptions
 from backplane.adapters.redis_cluster.ordering import ShardedPublisher
-from backplane.adapters.redis_cluster.slots import SLOTS, SlotMap, moved_to, slot_of
+from backplane.adapters.redis_cluster.slots import DEFAULT_PORT, SLOTS, SlotMap, moved_to, slot_of
 from backplane.adapters.redis_cluster.topology import newest_report, report_of
 from backplane.broadcaster import Broadcaster, Capabilities
 from backplane.channels import RESERVED_PREFIX
@@ -50,7 +51,6 @@ __all__ = ["RedisClusterBroadcaster", "RedisClusterOptions"]
 
 logger: Final = logging.getLogger("backplane.adapters.redis_cluster.broadcaster")
 
-_DEFAULT_PORT: Final = 6379
 _EMPTY: Final = SlotMap((None,) * SLOTS, {})
 # The pause between two looks at the map doubles from the first to the last.
 _FIRST_PAUSE_SECONDS: Final = 0.05
@@ -63,12 +63,12 @@ _NOTIFIED_SECONDS: Final = 1.0
 _CONNECT_SECONDS: Final = 0.25
 # A connection is silent when its oldest reply is missing at more looks in a row. A pause of this process is one look.
 _LOOKS: Final = 4
-# After so many subscriptions in a row over which a connection ended, one of their channels can be the reason.
-_MAX_ENDED: Final = 2
+# So many maps in a row that are older than the one in use replace it: the node that made that one is gone.
+_MAX_OLDER: Final = 3
 
 
 class RedisClusterBroadcaster(Broadcaster):
-    """One link to all nodes of one cluster that serve slots.
+    """One link to all nodes of one cluster that serve slots; with the option `pubsub=classic` to one of its nodes.
 
     Args:
         url: Some of the nodes; the others are found.
@@ -78,10 +78,14 @@ class RedisClusterBroadcaster(Broadcaster):
     options_class: ClassVar[type[Options]] = RedisClusterOptions
     options: RedisClusterOptions
 
+    def __new__(cls, url: BrokerUrl, options: RedisClusterOptions) -> Any:
+        """Return the adapter for the option `pubsub`."""
+        return ClassicClusterBroadcaster(url, options) if options.pubsub == "classic" else super().__new__(cls)
+
     def __init__(self, url: BrokerUrl, options: RedisClusterOptions) -> None:
         super().__init__(url, options)
         check_options(url, options)
-        self._seeds: list[Host] = url.servers(_DEFAULT_PORT, adapter="redis")
+        self._seeds: list[Host] = url.servers(DEFAULT_PORT, adapter="redis")
         if url.path.strip("/"):
             raise ConfigurationError(f"redis: a cluster has no databases: leave out {url.path!r}")
         self._learned: set[Host] = set()
@@ -95,7 +99,9 @@ class RedisClusterBroadcaster(Broadcaster):
         self._checks: dict[Node, asyncio.Task[None]] = {}
         self._refreshing: asyncio.Future[None] | None = None
         self._changed = asyncio.Event()
-        self._ended_in_a_row = 0
+        self._epoch = 0
+        self._older_in_a_row = 0
+        self._suspects: set[bytes] = set()
         self._publisher = self._new_publisher()
 
     @property
@@ -113,6 +119,7 @@ class RedisClusterBroadcaster(Broadcaster):
         """Find the nodes, and open a connection to each; one that does not answer is tried again in the background."""
         self._changed = asyncio.Event()
         self._publisher = self._new_publisher()
+        self._epoch = self._older_in_a_row = 0
         slots = await self._find_map()
         self._sink = sink
         try:
@@ -120,7 +127,7 @@ class RedisClusterBroadcaster(Broadcaster):
             self._use(slots)
             self._require_node()
         except BaseException:
-            self._sink = None
+            await self.stop()
             raise
         self._spawn(self._maintain())
         self._spawn(self._watch_silence())
@@ -170,7 +177,10 @@ class RedisClusterBroadcaster(Broadcaster):
             *(self._subscribe_at(node, names, refused, unconfirmed) for node, names in names_by_node.items())
         )
         self._require_sink()
-        self._count_ended(any(ended))
+        by_outcome: dict[bool, list[bytes]] = {True: [], False: []}
+        for names, has_ended in zip(names_by_node.values(), ended, strict=True):
+            by_outcome[has_ended] += names
+        self._note_ended(by_outcome[True], by_outcome[False])
         if unconfirmed:
             self._changed.set()
         if refused or unconfirmed:
@@ -180,6 +190,7 @@ class RedisClusterBroadcaster(Broadcaster):
         """Drop `channels`, here at once and then at their nodes."""
         self._require_sink()
         wanted = {self._encode(channel) for channel in channels}
+        self._suspects -= wanted
         nodes = [*self._nodes.values(), *self._retired]
         names_by_node = {node: names for node in nodes if (names := [*wanted.intersection(node.names)])}
         ended = await asyncio.gather(
@@ -286,8 +297,13 @@ class RedisClusterBroadcaster(Broadcaster):
             if not up:
                 raise self._no_node()
             report = await newest_report(random.sample(up, len(up)), seconds=self.options.node_timeout_seconds)
+            # The node that knows of a change first can be late once: its map is not exchanged for an older one at once.
+            self._older_in_a_row = self._older_in_a_row + 1 if report.epoch < self._epoch else 0
+            if 0 < self._older_in_a_row < _MAX_OLDER:
+                return
             await self._open_nodes(report.slots, _CONNECT_SECONDS)
             if self._sink is not None:
+                self._epoch = report.epoch
                 self._use(report.slots)
         except BrokerError as failure:
             error = failure
@@ -418,15 +434,18 @@ class RedisClusterBroadcaster(Broadcaster):
             (refused if classify_reply(reply) == "refused" else unconfirmed)[names[name]] = f"{moving}{reply}"
         return False
 
-    def _count_ended(self, ended: bool) -> None:
-        """Count the calls of `subscribe` in a row in which a connection ended: one channel can be the reason.
+    def _note_ended(self, ended: Collection[bytes], others: Collection[bytes]) -> None:
+        """Note over which channels a connection ended, and which of them were answered since.
 
         Raises:
-            BrokerUnavailableError: The last ones were such. The core finds that channel on links that are rebuilt.
+            BrokerUnavailableError: One was noted before: it can be the reason. The core finds such a channel on links
+                that are rebuilt.
         """
-        self._ended_in_a_row = self._ended_in_a_row + 1 if ended else 0
-        if self._ended_in_a_row >= _MAX_ENDED:
-            error = unavailable("connections end while channels are subscribed")
+        self._suspects.difference_update(others)
+        is_repeated = not self._suspects.isdisjoint(ended)
+        self._suspects.update(ended)
+        if is_repeated:
+            error = unavailable("a connection ended once more while the same channels were subscribed")
             self._lost(error)
             raise error
 

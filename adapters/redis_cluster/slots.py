@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
     import hiredis
 
-__all__ = ["SLOTS", "Host", "SlotMap", "moved_to", "slot_map", "slot_of"]
+__all__ = ["DEFAULT_PORT", "SLOTS", "Host", "SlotMap", "moved_to", "slot_map", "slot_of"]
+
+DEFAULT_PORT: Final = 6379
+"""The port of a node of the URL without one."""
 
 SLOTS: Final = 16_384
 """How many there are."""
@@ -63,7 +66,8 @@ def slot_map(reply: Any, asked: Host) -> SlotMap:
 
     Args:
         reply: The reply.
-        asked: The node that replied: where the host of a node is empty, it is this one's.
+        asked: The node that replied. Where the host of a node is empty, it is this one's, and so is a port of 0, as
+            nodes state it that speak TLS alone, with `tls-cluster no`.
 
     Raises:
         ValueError: The reply is something else.
@@ -74,7 +78,7 @@ def slot_map(reply: Any, asked: Host) -> SlotMap:
         for first, last, primary, *_ in reply:
             host, port, *more = primary
             name = "" if host is None else host.decode()
-            node = (asked[0] if name in ("", "?") else name, int(port))
+            node = (asked[0] if name in ("", "?") else name, int(port) or asked[1])
             owners[first : last + 1] = [node] * (last - first + 1)
             ids[node] = more[0].decode() if more and isinstance(more[0], bytes) else ""
     except (AttributeError, TypeError, ValueError, UnicodeDecodeError) as error:

@@ -104,8 +104,8 @@ class RedisProcess(ProcessBroker):
         super().__init__(folder)
         self._program = program
         self._config = config
-        self._certificate = certificate or (self_signed_certificate(folder) if config.tls else None)
-        self.url = config.url(self.port, self._certificate)
+        self.certificate = certificate or (self_signed_certificate(folder) if config.tls else None)
+        self.url = config.url(self.port, self.certificate)
 
     def command(self) -> list[str]:
         """Return the command line; there is no configuration file."""
@@ -113,17 +113,17 @@ class RedisProcess(ProcessBroker):
 
     def port_arguments(self) -> list[str]:
         """Return the arguments for its port, with TLS or without."""
-        if self._certificate is None:
+        if self.certificate is None:
             return ["--port", str(self.port)]
         line = ["--port", "0", "--tls-port", str(self.port), "--tls-auth-clients", "no"]
-        files = {"cert": self._certificate, "key": self._certificate.parent / "key.pem", "ca-cert": self._certificate}
+        files = {"cert": self.certificate, "key": self.certificate.parent / "key.pem", "ca-cert": self.certificate}
         for name, file in files.items():
             line += [f"--tls-{name}-file", str(file)]
         return line
 
     def answers(self) -> bool:
         """Whether it serves commands."""
-        return _answers_ping(self.port, self._certificate)
+        return _answers_ping(self.port, self.certificate)
 
 
 class _RedisContainer(ContainerBroker):

@@ -52,7 +52,9 @@ class ClusterNode(RedisProcess):
         from redis import Redis, RedisError
 
         client: Any = Redis
-        settings = {"port": self.port, "socket_timeout": 1, "protocol": 2, "decode_responses": True}
+        settings: dict[str, Any] = {"port": self.port, "socket_timeout": 1, "protocol": 2, "decode_responses": True}
+        if self.certificate is not None:
+            settings |= {"ssl": True, "ssl_ca_certs": str(self.certificate)}
         with suppress(RedisError), client(host="127.0.0.1", password=password or None, **settings) as link:
             return link.execute_command(*command)
         return None
@@ -224,7 +226,8 @@ def single_node(folder: Path, config: RedisConfig = RedisConfig()) -> SingleNode
         BrokerMissingError: This machine has no `redis-server`.
     """
     node = SingleNode(_program(), folder, config)
-    node.url = f"redis+cluster{node.url.removeprefix('redis')}"
+    scheme, _, rest = node.url.partition("://")
+    node.url = f"{scheme}+cluster://{rest}"
     return node
 
 

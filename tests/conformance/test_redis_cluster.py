@@ -94,6 +94,24 @@ class TestRedisCluster(BroadcasterConformance):
         pytest.skip("the connections are those of TestRedis")
 
 
+@pytest.mark.full
+class TestRedisClusterClassic(TestRedisCluster):
+    """The whole contract, with the messages of every node on every node."""
+
+    one_loop = True
+
+    @pytest.fixture
+    def url(self, node: SingleNode) -> str:
+        """Its URL."""
+        return f"{node.url}?pubsub=classic"
+
+    @pytest.fixture
+    def take_away(self) -> TakeAway:
+        """None: a slot has no part in it."""
+        pytest.skip("Redis revokes no subscription: it ends the connections of a user who loses a channel")
+
+
+@pytest.mark.full
 class TestRedisClusterPresence(PresenceConformance):
     """Presence, for a user who may do no more than the documentation grants."""
 

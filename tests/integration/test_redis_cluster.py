@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -75,6 +75,18 @@ async def test_credentials(redis_node: StartRedisNode) -> None:
     assert isinstance(await failure_of(node.url.replace("secret", "other")), BrokerAuthenticationError)
 
 
+async def test_tls(redis_node: StartRedisNode) -> None:
+    """All connections are encrypted, and the certificate is compared with the address that the node announces."""
+    node = redis_node(RedisConfig(tls=True))
+    async with started_worker(node.url) as worker:
+        await worker.broadcaster.subscribe(["room"])
+        await worker.broadcaster.publish("room", b"x")
+        await worker.sink.until(lambda: worker.sink.delivered == [("room", b"x")])
+    error = await failure_of(node.url.partition("?")[0])
+    assert "certificate that is not trusted" in str(error)
+    assert not error.retriable
+
+
 async def test_a_server_without_sharded_pubsub(redis_node: StartRedisNode) -> None:
     """A server that does not know the commands, as before Redis 7.0, is refused for good."""
     arguments = ("--rename-command", "SPUBLISH", "")
@@ -90,6 +102,42 @@ async def test_no_node_answers() -> None:
     assert isinstance(error, BrokerUnavailableError)
     assert f"127.0.0.1:{one}" in str(error)
     assert f"127.0.0.1:{two}" in str(error)
+
+
+async def test_classic_pubsub_on_any_node(whole: RedisCluster) -> None:
+    """A message on any node reaches all; the loss of the node in use is a gap, and the worker goes on at another."""
+    first, second, third = (node.port for node in whole.primaries())
+    url = f"redis+cluster://127.0.0.1:{first}?pubsub=classic"
+    async with (
+        quick_backplane(url, probe_interval_seconds=0.5) as backplane,
+        quick_backplane(url.replace(str(first), str(second))) as other,
+        backplane.subscribe("room") as messages,
+    ):
+        await other.publish("room", "before")
+        assert (await next_message(messages)).data == "before"
+        killed = next(node for node in whole.nodes if node.port == first)
+        assert whole.ask(killed, "PUBSUB", "NUMSUB", "room") == ["room", 1]
+        killed.kill9()
+        async with asyncio.timeout(30):
+            assert isinstance(await anext(messages), Gap)
+        await other.publish("room", "after")
+        assert (await next_message(messages)).data == "after"
+        assert third
+
+
+@pytest.mark.full
+async def test_classic_pubsub_leaves_a_minority(whole: RedisCluster) -> None:
+    """A node without the majority accepts every message, and passes it on to few: the link is lost."""
+    kept, *stopped = whole.primaries()
+    url = f"redis+cluster://127.0.0.1:{kept.port}?pubsub=classic"
+    async with quick_backplane(url, probe_interval_seconds=0.5) as backplane, asyncio.timeout(40):
+        for node in stopped:
+            node.freeze()
+        await backplane.wait_for_state("degraded")
+        for node in stopped:
+            node.thaw()
+        await asyncio.to_thread(whole.wait_until_whole)
+        await backplane.wait_for_state("live")
 
 
 async def test_one_node_of_the_url_is_enough(whole: RedisCluster) -> None:
@@ -169,10 +217,11 @@ async def test_a_shard_that_is_removed(whole: RedisCluster) -> None:
 
 async def test_an_idle_connection_that_the_server_closes(redis_node: StartRedisNode) -> None:
     """The server's `timeout` ends the connection that publishes: it is replaced, and no subscriber gets a gap."""
-    node = redis_node()
+    node = redis_node(RedisConfig(arguments=("--maxclients", "1001")))
     async with started_worker(node.url) as worker:
         await worker.broadcaster.subscribe(["room"])
         before = set(clients(node.ask("CLIENT", "LIST"), "normal"))
+        assert len(before) == 1
         for client in before:
             node.ask("CLIENT", "KILL", "ID", client)
         async with asyncio.timeout(30):
@@ -188,9 +237,9 @@ async def test_an_idle_connection_that_the_server_closes(redis_node: StartRedisN
         assert (worker.sink.losses, worker.sink.revocations) == ([], [])
 
 
-def clients(listed: Any, kind: str) -> list[str]:
+def clients(listed: str, kind: str) -> list[str]:
     """Return the ids of connections of one kind in a reply to CLIENT LIST."""
-    entries: list[dict[str, str]] = listed or []
+    entries = [dict(field.split("=", 1) for field in line.split()) for line in listed.splitlines()]
     wanted = {"normal": "0", "pubsub": "1"}[kind]
     return [entry["id"] for entry in entries if entry.get("ssub", "0") == wanted and entry["cmd"] != "client|list"]
 

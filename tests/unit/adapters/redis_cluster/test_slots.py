@@ -31,12 +31,12 @@ def test_slot_of(name: bytes, slot: int) -> None:
 
 
 def test_slot_map() -> None:
-    """Each slot has its primary; an empty host is that of the node that was asked, and slots can be without a node."""
+    """Each slot has its primary; an empty host or port is that of the node that was asked."""
     reply: list[Any] = [
         [0, 99, [b"10.0.0.1", 7001, b"id-one", []], [b"10.0.0.9", 7009, b"id-nine", []]],
-        [200, SLOTS - 1, [b"", 7002, b"id-two"]],
+        [200, SLOTS - 1, [b"", 0, b"id-two"]],
     ]
-    found = slot_map(reply, ("10.0.0.2", 1))
+    found = slot_map(reply, TWO)
     assert (found.owners[0], found.owners[99], found.owners[100]) == (ONE, ONE, None)
     assert (found.owners[200], found.owners[-1]) == (TWO, TWO)
     assert found.nodes == {ONE, TWO}
