@@ -37,6 +37,9 @@ class ExplainVerbs:
         history gets it. Each worker with a subscriber waits for it, half of the time at most, and states what it knows
         of the client and the channel. The first fault on the way is the verdict, with what to do about it.
 
+        Where no worker has the client, up to five other prefixes on the same server (Redis), or names of the same user
+        (ipc), are asked, for up to three seconds more. A worker whose link is lost answers for itself alone.
+
         It sees as far as the server's socket: what a proxy or the client itself does with a message is not known. Of
         clients that have ended and of joins that were refused a worker remembers the last 200. Each worker answers five
         questions a second.
@@ -47,7 +50,8 @@ class ExplainVerbs:
                 subscription; or a user, a `client_key` or the name of a subscription. Defaults to any client: then the
                 channel alone is looked at.
             test: Whether a test message is published. Defaults to `True`; `Settings(path_test=False)` prevents it.
-            timeout_seconds: How long to wait for the workers. Defaults to 2.
+            timeout_seconds: How long to wait for the workers, and before that for the broker to take the test message.
+                Defaults to 2.
 
         Raises:
             InvalidChannelError: The name is not legal.

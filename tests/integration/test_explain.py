@@ -1,6 +1,7 @@
 """Why a client does not receive a channel, on real brokers: each worker that receives nothing is named with the reason.
 
-Two workers: one is asked, the other one serves the client. An explanation may take ten seconds at most.
+Two workers: one is asked, the other one serves the client. An explanation may take ten seconds at most: by the
+application, by the command and on the live page, which name the same worker.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from backplane.server.uvicorn import DirectLaneProtocol
 from backplane.testing import FaultProxy
 from tests.brokers.redis import RedisConfig
 from tests.server_in_loop import serving_in_loop
+from tests.unit.admin.kit import browsing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -68,12 +70,27 @@ async def why(*arguments: str) -> tuple[int, str]:
     return process.returncode or 0, printed.decode()
 
 
-async def verdict_of_command(url: str, secret: str | None = None) -> str:
-    """Return what `backplane why` finds."""
+async def command_finds(url: str, secret: str | None = None) -> tuple[str, str]:
+    """Return what `backplane why` finds: the verdict, and the worker that it names."""
     signed = () if secret is None else ("--control-secret", secret)
     status, printed = await why(url, "--channel", CHANNEL, "--client", "ada", "--json", *signed)
     assert status == 1
-    return str(json.loads(printed)["verdict"])
+    found = json.loads(printed)
+    return found["verdict"], found["findings"][0]["worker"]
+
+
+async def page_finds(backplane: Backplane) -> tuple[str, str]:
+    """Return what the live page of a worker finds, within ten seconds."""
+    async with asyncio.timeout(10), browsing(backplane) as page:
+        found = (await page.get("api/explain", params={"client": "ada", "channel": CHANNEL})).json()
+    return found["verdict"], found["findings"][0]["worker"]
+
+
+async def others_find(found: Explanation, site: Deployment, url: str, secret: str | None = None) -> None:
+    """Check that the command and the page find the same verdict, and name the same worker."""
+    expected = found.verdict, found.findings[0].worker
+    assert await command_finds(url, secret) == expected
+    assert await page_finds(site.asked) == expected
 
 
 class Deployment:
@@ -177,7 +194,7 @@ async def test_a_hub_that_swallows_a_channel(broker_url: str, monkeypatch: pytes
         monkeypatch.setattr(site.worker.hub, "deliver", swallow)
         found = await site.explain()
         assert (found.verdict, found.findings[0].worker) == ("receives nothing", site.worker.members().own().id)
-        assert await verdict_of_command(broker_url) == found.verdict
+        await others_find(found, site, broker_url)
 
 
 async def test_a_subscription_that_the_broker_lost(redis_broker: Broker) -> None:
@@ -188,7 +205,7 @@ async def test_a_subscription_that_the_broker_lost(redis_broker: Broker) -> None
         found = await site.explain()
         assert (found.verdict, found.findings[0].worker) == ("receives nothing", site.worker.members().own().id)
         assert "it arrived at" in found.text  # the other worker
-        assert await verdict_of_command(redis_broker.url) == found.verdict
+        await others_find(found, site, redis_broker.url)
         assert (await site.explain(client=None)).verdict == "receives nothing"
 
 
@@ -201,7 +218,7 @@ async def test_a_link_that_is_silent(redis_broker: Broker) -> None:
         found = await site.explain()
         assert (found.verdict, found.findings[0].worker, found.missing) == ("silent worker", worker.id, (worker.id,))
         assert str(worker.pid) in found.text
-        assert await verdict_of_command(redis_broker.url) == found.verdict
+        await others_find(found, site, redis_broker.url)
         proxy.heal()
 
 
@@ -214,7 +231,7 @@ async def test_a_join_that_authorize_refuses(redis_broker: Broker) -> None:
     async with deployment(redis_broker.url, authorize=refuse, channels=(CHANNEL, "other")) as site:
         found = await site.explain()
         assert (found.verdict, CHANNEL in found.text) == ("refused by authorize", True)
-        assert await verdict_of_command(redis_broker.url) == found.verdict
+        await others_find(found, site, redis_broker.url)
         await site.receive("real", "other")
         assert (await site.explain("other")).is_whole
 
@@ -243,7 +260,7 @@ async def test_a_channel_that_the_broker_refuses(private_redis: StartRedis) -> N
     async with deployment(broker.url, channels=(CHANNEL, "other")) as site:
         found = await site.explain()
         assert (found.verdict, found.tested) == ("refused by the broker", False)
-        assert await verdict_of_command(broker.url) == found.verdict
+        await others_find(found, site, broker.url)
         assert "secret" not in str(found.to_json())
 
 
@@ -252,7 +269,7 @@ async def test_another_channel(redis_broker: Broker) -> None:
     async with deployment(redis_broker.url, channels=("order:42",)) as site:
         found = await site.explain()
         assert (found.verdict, "'order:42'" in found.text) == ("wrong channel", True)
-        assert await verdict_of_command(redis_broker.url) == found.verdict
+        await others_find(found, site, redis_broker.url)
         assert (await site.explain(client=None)).verdict == "no subscribers"
 
 
@@ -265,7 +282,7 @@ async def test_another_prefix(redis_broker: Broker, secret: str | None) -> None:
         assert (found.verdict, found.findings[0].worker) == ("wrong prefix", site.worker.members().own().id)
         assert "prefix 'shop2:', and on no worker that has" in found.text
         assert f"/{os.getpid()}" in found.text
-        assert await verdict_of_command(url, secret) == found.verdict
+        await others_find(found, site, url, secret)
         found = await site.explain(client=None)
         assert (found.verdict, "prefix 'shop2:'" in found.text) == ("wrong prefix", True)
         found = await site.explain(client="bob")
@@ -280,7 +297,7 @@ async def test_another_name() -> None:
         async with deployment(urls[0], urls[1]) as site, Backplane(urls[2], cluster=True, settings=SETTINGS):
             found = await site.explain()
             assert (found.verdict, "ipc://shop2" in found.text) == ("wrong prefix", True)
-            assert await verdict_of_command(urls[0]) == found.verdict
+            await others_find(found, site, urls[0])
 
 
 async def test_another_secret(redis_broker: Broker) -> None:
@@ -315,7 +332,7 @@ async def test_nothing_published(redis_broker: Broker) -> None:
         await site.asked.publish("order:42", "not for it")
         found = await site.explain()
         assert (found.verdict, "'order:42'" in found.text, found.tested) == ("nothing published", True, True)
-        assert await verdict_of_command(redis_broker.url) == found.verdict
+        await others_find(found, site, redis_broker.url)
         await site.receive("real")
         assert (await site.explain()).is_whole
 
@@ -331,7 +348,7 @@ async def test_a_client_that_is_excluded(redis_broker: Broker) -> None:
             while (found := await site.explain(timeout_seconds=1)).verdict != "excluded":
                 await asyncio.sleep(0.25)
         assert "from each of the last 2 messages" in found.text
-        assert await verdict_of_command(redis_broker.url) == found.verdict
+        await others_find(found, site, redis_broker.url)
         await site.receive("real")
         found = await site.explain()
         assert (found.verdict, found.findings[0].code) == ("whole", "excluded")
@@ -374,7 +391,7 @@ async def test_a_join_over_a_limit(redis_broker: Broker) -> None:
     async with deployment(redis_broker.url, channels=("one", CHANNEL), limits=Limits(max_channels=1)) as site:
         found = await site.explain()
         assert (found.verdict, "max_channels" in found.text) == ("refused by a limit", True)
-        assert await verdict_of_command(redis_broker.url) == found.verdict
+        await others_find(found, site, redis_broker.url)
 
 
 async def test_a_client_that_has_not_joined(redis_broker: Broker) -> None:
@@ -382,7 +399,7 @@ async def test_a_client_that_has_not_joined(redis_broker: Broker) -> None:
     async with deployment(redis_broker.url, channels=("news",)) as site:
         found = await site.explain()
         assert (found.verdict, "has joined 1 channel" in found.text) == ("not joined", True)
-        assert await verdict_of_command(redis_broker.url) == found.verdict
+        await others_find(found, site, redis_broker.url)
 
 
 async def test_a_lost_link(redis_broker: Broker) -> None:
@@ -419,7 +436,7 @@ async def test_a_subscription_that_is_not_confirmed(redis_broker: Broker, monkey
         site.worker.hub.revoke([CHANNEL], "a planted fault")
         found = await site.explain()
         assert (found.verdict, found.findings[0].worker) == ("not subscribed", site.worker.members().own().id)
-        assert await verdict_of_command(redis_broker.url) == found.verdict
+        await others_find(found, site, redis_broker.url)
         never.set()
 
 
@@ -446,7 +463,7 @@ async def test_a_handshake_that_is_not_answered(redis_broker: Broker) -> None:
         client = asyncio.create_task(_connected(f"{server.ws_url}/"))
         await asked.wait()
         assert (await serving.explain(channel=CHANNEL, client="ada")).verdict == "joining"
-        assert await verdict_of_command(redis_broker.url) == "joining"
+        assert (await command_finds(redis_broker.url))[0] == "joining"
         answered.set()
         await client
 
