@@ -56,8 +56,8 @@ class Broadcast:
     - A subscription ends with the `Broadcast`, and an end of one does not concern the others.
 
     Args:
-        url: The URL of a broker, or the application's `Backplane`, which it starts and stops. `postgres://` and
-            `redis-stream://` are not known. Defaults to the environment variable `BACKPLANE_URL`.
+        url: The URL of a broker, or the application's `Backplane`, which it starts and stops. `redis-stream://` is not
+            known. Defaults to the environment variable `BACKPLANE_URL`.
         plain: Whether to publish without the header of backplane, as `wire_format=plain` in the URL does: needed while
             workers run encode/broadcaster on the same Redis. Not with a `Backplane`, whose URL has the option.
         on_gap: Called with a `Gap`, for each subscription, where events may be missing, in its place between them; a

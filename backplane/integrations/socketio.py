@@ -18,7 +18,7 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from backplane.errors import BrokerError, MissingDependencyError
+from backplane.errors import BrokerError, ClosedError, MissingDependencyError
 from backplane.integrations.feed import Feed, notify_gap
 from backplane.integrations.lease import Lease
 from backplane.message import Gap
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from backplane.integrations.feed import GapCallback
 
 __all__ = ["BackplaneManager", "SyncBackplaneManager"]
+
+_PAUSE_SECONDS: Final = 1.0
 
 # A server of Socket.IO has no start that could fail: without its broker it serves its own clients.
 _LAZY: Final = Settings(start="lazy")
@@ -127,6 +129,11 @@ class BackplaneManager(AsyncPubSubManager):  # type: ignore[misc]
                     await notify_gap(self._on_gap, item)
                 else:
                     yield item.data
+        except ClosedError:
+            pass
+        except Exception:
+            await asyncio.sleep(_PAUSE_SECONDS)  # python-socketio logs it, and begins again at once
+            raise
         finally:
             self._subscribed.set()
             await feed.close()

@@ -111,6 +111,31 @@ async def test_end_of_the_backplane(caplog: pytest.LogCaptureFixture) -> None:
     await server.manager.stop()
 
 
+async def test_backplane_that_is_not_started(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The log has it, once for each try, and a later start is found; a client that connects before does not wait."""
+    monkeypatch.setattr("backplane.integrations.socketio._PAUSE_SECONDS", 0.05)
+    backplane = Backplane("memory://")
+    server = Server(BackplaneManager(backplane))
+    await server.manager.connect("one", "/")
+    assert 1 <= sum("Unexpected Error" in text for text in caplog.messages) < 5
+    async with backplane:
+        while not (await backplane.health()).channels:
+            await asyncio.sleep(0.01)
+        await BackplaneManager(backplane, write_only=True).emit("news", 1)
+        assert await server.received() == ("one", '42["news",1]')
+        await server.manager.stop()
+
+
+async def test_backplane_that_ends_first(caplog: pytest.LogCaptureFixture) -> None:
+    """A listener that begins after the end of the application's backplane ends at once, and logs no fault."""
+    async with Backplane("memory://") as backplane:
+        pass
+    server = Server(BackplaneManager(backplane))
+    async with asyncio.timeout(10):
+        await asyncio.wait([server.manager.thread])
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
 async def test_own_backplane_of_a_writer() -> None:
     """A URL is opened by the first emit, and closed by `stop`; then an emit raises."""
     writer = BackplaneManager("memory://", write_only=True)
