@@ -11,14 +11,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
-import socket
-import tempfile
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
@@ -26,21 +22,20 @@ from backplane.concurrency.shared_future import outcome_of
 from backplane.journal.events import SCRAPE_FAILED
 from backplane.journal.writing import write
 from backplane.metrics.question import GoneError, answer, ask
+from backplane.metrics.sibling_folder import GROUP_LENGTH, namespace, open_sibling_folder, remove_stale_sockets
 from backplane.metrics.snapshot import parse_snapshot, snapshot
-from backplane.unix_sockets.folder import FolderError, default_directory, open_folder
+from backplane.unix_sockets.folder import FolderError
 from backplane.unix_sockets.listener import Listener
 from backplane.unix_sockets.sockets import (
-    MAX_NAME_LENGTH,
-    connect_socket,
     foreign_peer,
-    is_socket_name,
     list_sockets,
-    remove_stale,
 )
 from backplane.worker.deployment import server_pid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import socket
+    from collections.abc import Callable
+    from pathlib import Path
 
     from backplane.broker.link_state import StateChange
     from backplane.concurrency.affinity import LoopAffinity
@@ -50,9 +45,7 @@ __all__ = ["Scrape", "Siblings", "siblings_of"]
 
 logger: Final = logging.getLogger("backplane.metrics.siblings")
 
-_GROUP_LENGTH: Final = 13  # twelve digits, and what separates them from the pid
 _MAX_ANSWERS: Final = 64  # under way at a time
-_LAST_RESORT: Final = Path("/tmp")  # noqa: S108  # with a private folder in it
 
 
 class Observed(Protocol):
@@ -155,8 +148,8 @@ class Siblings:
             return
         self._group = self._group_of(runtime, parent)
         try:
-            self._folder = _open_folder()
-            _remove_stale(self._folder)
+            self._folder = open_sibling_folder()
+            remove_stale_sockets(self._folder)
             self._listener = Listener(runtime.affinity.loop, self._folder, self._accept, group=self._group)
         except (FolderError, OSError) as error:
             write(
@@ -168,8 +161,8 @@ class Siblings:
             )
 
     def _group_of(self, runtime: Runtime, parent: int) -> str:
-        shared = (self._backplane.url, runtime.prefix, self._ordinal, parent, _namespace())
-        return sha256(repr(shared).encode()).hexdigest()[: _GROUP_LENGTH - 1] + "-"
+        shared = (self._backplane.url, runtime.prefix, self._ordinal, parent, namespace())
+        return sha256(repr(shared).encode()).hexdigest()[: GROUP_LENGTH - 1] + "-"
 
     def _close(self) -> None:
         listener, affinity = self._listener, self._affinity
@@ -223,7 +216,7 @@ class Siblings:
     async def _ask(self, name: str) -> dict[str, Any] | None:
         """Return what a sibling answers; its id alone where it does not, and `None` where it has ended."""
         assert self._folder is not None
-        worker = name[_GROUP_LENGTH:].partition("-")[0]
+        worker = name[GROUP_LENGTH:].partition("-")[0]
         try:
             return parse_snapshot(await ask(self._folder / name), worker)
         except GoneError:
@@ -243,46 +236,3 @@ class Siblings:
                 sibling=worker,
                 reason=repr(error),
             )
-
-
-def _open_folder() -> Path:
-    """Open the folder in the first directory that can be used: all workers of a server find the same one."""
-    reasons: list[str] = []
-    for directory in _directories():
-        try:
-            return open_folder(
-                f"metrics {socket.gethostname()}", directory, name_length=_GROUP_LENGTH + MAX_NAME_LENGTH
-            )
-        except FolderError as error:
-            reasons.append(str(error))
-    raise FolderError("; ".join(reasons))
-
-
-def _directories() -> Iterator[Path]:
-    """The runtime directory may belong to the user that started the server, and a temporary one may be too long."""
-    own = f"backplane-{os.geteuid()}"
-    with suppress(FolderError):
-        yield default_directory()
-    with suppress(OSError):
-        yield Path(tempfile.gettempdir()) / own
-    yield _LAST_RESORT / own
-
-
-def _namespace() -> str:
-    """Return what distinguishes containers that share a folder: in each of them pids begin anew."""
-    try:
-        return str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        return ""
-
-
-def _remove_stale(folder: Path) -> None:
-    """Remove what workers that were killed have left, of whichever server."""
-    for path in folder.iterdir():
-        if is_socket_name(path.name, path.name[:_GROUP_LENGTH]):
-            try:
-                connect_socket(path).close()
-            except ConnectionRefusedError:
-                remove_stale(path)
-            except OSError:
-                continue

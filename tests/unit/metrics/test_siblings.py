@@ -20,10 +20,10 @@ from unittest.mock import Mock
 import pytest
 
 from backplane import Backplane
+from backplane.metrics import sibling_folder
 from backplane.metrics import siblings as module
 from backplane.metrics.siblings import siblings_of
 from backplane.metrics.snapshot import snapshot
-from backplane.unix_sockets.folder import FolderError
 from backplane.unix_sockets.sockets import bind_socket, connect_socket
 from tests.unit.doubles import until_idle
 from tests.unit.metrics.workers import workers
@@ -217,7 +217,7 @@ async def test_an_unusual_temporary_directory(
     (directory / "file").write_text("")
     monkeypatch.setenv("XDG_RUNTIME_DIR", "")
     monkeypatch.setattr(tempfile, "tempdir", str(strange.get(place, directory / "missing")))
-    monkeypatch.setattr(module, "_LAST_RESORT", directory / "file" / "y" if place == "none" else directory)
+    monkeypatch.setattr(sibling_folder, "_LAST_RESORT", directory / "file" / "y" if place == "none" else directory)
     if place == "none":
         monkeypatch.setattr(tempfile, "gettempdir", _no_directory)
     async with Backplane("memory://") as backplane:
@@ -395,12 +395,6 @@ async def test_what_is_left_in_the_folder(directory: Path) -> None:
                 assert not dead.exists()
 
 
-async def test_no_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system has none, no container shares the folder with another one."""
-    monkeypatch.setattr(Path, "readlink", Mock(side_effect=FileNotFoundError))
-    assert module._namespace() == ""  # pyright: ignore[reportPrivateUsage]
-
-
 async def test_a_backplane_that_is_discarded() -> None:
     """Siblings do not keep a backplane alive."""
     backplane = Backplane("memory://")
@@ -409,10 +403,3 @@ async def test_a_backplane_that_is_discarded() -> None:
     del backplane
     gc.collect()
     assert gone() is None
-
-
-def test_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reasons of all folders are named."""
-    monkeypatch.setattr(module, "_directories", lambda: iter([Path("/proc/x"), Path("/proc/y")]))
-    with pytest.raises(FolderError, match=r"/proc/x.*; .*/proc/y"):
-        module._open_folder()  # pyright: ignore[reportPrivateUsage]
