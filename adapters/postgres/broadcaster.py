@@ -77,6 +77,7 @@ class PostgresBroadcaster(Broadcaster):
         self._compare_seconds = compare_seconds
         self._compared_at = float("-inf")
         self._queue_warned = False
+        self._rows_warned = False
         self._sink: Sink | None = None
         self._publisher: Publisher | None = None
         self._listener: PostgresConnection | None = None
@@ -230,6 +231,19 @@ class PostgresBroadcaster(Broadcaster):
 
     def _opened(self, listener: PostgresConnection, reader: NotificationReader) -> None:
         """Take a session that listens into use."""
+        reader.on_rows = self._warn_of_rows
+
+    def _warn_of_rows(self) -> None:
+        """Warn, once, where another process stores its messages in the table, which this one does not read."""
+        if not self._rows_warned:
+            self._rows_warned = True
+            write(
+                logger,
+                BROKER_MISFIT,
+                "another process publishes through %(url)s with durable=true, and this one receives none of that: give "
+                "all the same URL",
+                url=self.url,
+            )
 
     def _require_open(self, publisher: Publisher) -> Sink:
         """Return the sink, unless the link of `publisher` is lost or closed."""

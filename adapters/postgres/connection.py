@@ -31,7 +31,7 @@ ServerIdentity = tuple[str, str]
 # By a statement: a pooler refuses most parameters of the start-up message. Older servers lack some of these settings.
 _SET: Final = """
     SELECT count(set_config(name, wanted.setting, false)) FROM pg_settings JOIN (VALUES
-        ('idle_session_timeout', '0'), ('statement_timeout', '0'), ('lock_timeout', '0'),
+        ('idle_session_timeout', '0'), ('lock_timeout', '0'),
         ('tcp_keepalives_idle', '30'), ('tcp_keepalives_interval', '10'), ('tcp_keepalives_count', '3'),
         ('tcp_user_timeout', '30000')
     ) AS wanted (name, setting) USING (name)
@@ -80,6 +80,8 @@ class PostgresConnection:
         Raises:
             Exception: One of `ASYNCPG_ERRORS`.
         """
+        await self._connection.execute("SET statement_timeout = 0")  # before it ends one of the others
+        await self._connection.execute(_SET)
         version = self._connection.get_server_version()
         self.version = f"{version.major}.{version.minor}"
         pid, self.is_standby, read_only, started = await self._connection.fetchrow(_IDENTIFY)
@@ -90,7 +92,6 @@ class PostgresConnection:
         except _asyncpg.InsufficientPrivilegeError:
             system = ""
         self.identity = (system, started)
-        await self._connection.execute(_SET)
 
     def adopt(self, on_lost: Callable[[BrokerError], None]) -> None:
         """Take it into use; `on_lost` is called once, at its end.

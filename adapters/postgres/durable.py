@@ -69,6 +69,7 @@ class DurablePostgresBroadcaster(PostgresBroadcaster):
         self._server: tuple[str, ...] = ()
         self._is_reading = False
         self._has_news = False
+        self._retention_warned = False
 
     @property
     def capabilities(self) -> Capabilities:
@@ -106,20 +107,17 @@ class DurablePostgresBroadcaster(PostgresBroadcaster):
             try:
                 await self._publisher.connection.ask(self._rows.retain, self.options.retention_seconds)
             except ASYNCPG_ERRORS as error:
-                words = "old messages of %(url)s cannot be deleted: %(reason)s"
-                write(logger, BROKER_MISFIT, words, url=self.url, reason=reason_of(error))
+                if not self._retention_warned:
+                    words = "old messages of %(url)s cannot be deleted: %(reason)s"
+                    write(logger, BROKER_MISFIT, words, url=self.url, reason=reason_of(error))
+                self._retention_warned = True
         if self._listener is not None and self._sink is not None:
             await self._read()
 
     async def _make_publisher(self, connection: PostgresConnection) -> Publisher:
         (exist,) = await connection.ask(self._rows.exist)
         if not exist:
-            raise BrokerError(
-                f"{self.url} has no tables for durable=true: print the SQL by `backplane schema postgres`, and run it "
-                "once, as a migration",
-                adapter="postgres",
-                retriable=False,
-            )
+            raise self._without_tables()
         statement = await connection.prepare(self._rows.insert)
         return _RowPublisher(connection, statement, self.options.notify, self.options.max_pending_bytes)
 
@@ -131,8 +129,7 @@ class DurablePostgresBroadcaster(PostgresBroadcaster):
             self._server = (listener.identity[0], timeline)
             self._since = await listener.prepare(self._rows.since)
             if self._position is None:
-                snapshot, epoch, highest = await listener.ask(self._rows.position)
-                self._position = _Position((*self._server, epoch), snapshot, highest)
+                self._position = await self._present(listener)
             else:
                 await self._read_once(listener, reader)
         except ASYNCPG_ERRORS as error:
@@ -174,21 +171,45 @@ class DurablePostgresBroadcaster(PostgresBroadcaster):
             if position is None or sink is None:
                 return
             rows = await listener.fetch(self._since, position.snapshot, position.highest_id, most + 1)
+            messages = sorted((row[3], row[4], row[5]) for row in rows if row[3] is not None)
+            reason = self._reason_of_gap(position, rows, len(messages))
+            if reason:
+                now = await self._present(listener)
+            else:  # a transaction that was open for long can add rows below the highest id
+                highest = max(position.highest_id, messages[-1][0] if messages else 0)
+                now = _Position(position.log, rows[0][0], highest)
             if self._position is not position or self._sink is not sink or listener.loss is not None:
                 return
-            snapshot, epoch, is_outdated = (rows[0][place] for place in range(3))
-            messages = sorted((row[3], row[4], row[5]) for row in rows if row[3] is not None)
-            log = (*self._server, epoch)
-            highest = max(position.highest_id if log == position.log else 0, messages[-1][0] if messages else 0)
-            self._position = _Position(log, snapshot, highest)
-            if log != position.log:
-                return sink.gap(ALL, "another server, or other tables, have taken the place of those of before")
-            if is_outdated:
-                return sink.gap(ALL, "messages were deleted (retention_seconds) before this worker had received them")
-            if len(messages) > most:
-                return sink.gap(ALL, f"more than {most:,} messages were missed (max_resume_messages)")
+            self._position = now
+            if reason:
+                return sink.gap(ALL, reason)
             for _, name, payload in messages:
                 reader.deliver_row(name, payload)
+
+    def _reason_of_gap(self, position: _Position, rows: list[Any], count: int) -> str:
+        """Return why messages may be missing in what was read since a position; empty where none can be."""
+        most = self.options.max_resume_messages
+        if not rows or (*self._server, rows[0][1]) != position.log:
+            return "another server, or other tables, have taken the place of those of before"
+        if rows[0][2]:
+            return "messages were deleted (retention_seconds) before this worker had received them"
+        return f"more than {most:,} messages were missed (max_resume_messages)" if count > most else ""
+
+    async def _present(self, listener: PostgresConnection) -> _Position:
+        """Return the position after everything that is committed now."""
+        row = await listener.ask(self._rows.position)
+        if row is None:
+            raise self._without_tables()
+        snapshot, epoch, highest = row
+        return _Position((*self._server, epoch), snapshot, highest)
+
+    def _without_tables(self) -> BrokerError:
+        return BrokerError(
+            f"{self.url} has no tables for durable=true: print the SQL by `backplane schema postgres`, and run it "
+            "once, as a migration",
+            adapter="postgres",
+            retriable=False,
+        )
 
 
 class _RowPublisher(Publisher):

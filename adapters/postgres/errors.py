@@ -51,7 +51,7 @@ _ENDS_LINK: Final = ("08", "57P", _READ_ONLY)
 # Transaction rolled back, resources, locks, a cancelled statement: the next one can pass.
 _PASSING: Final = ("40", "53", "55", "57", _QUEUE_FULL)
 _REFUSED_LOGIN: Final = ("28",)
-_CANNOT_CONNECT_NOW: Final = ("57P", "53", "08")
+_CANNOT_CONNECT_NOW: Final = ("08", *_PASSING)
 
 
 def unavailable(reason: str) -> BrokerUnavailableError:

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import os
+import signal
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -25,6 +27,7 @@ from backplane import (
 )
 from backplane.adapters.postgres import PostgresBroadcaster, broadcaster
 from backplane.adapters.postgres.options import PostgresOptions
+from backplane.adapters.postgres.wire import MAX_NOTIFICATION_BYTES, encode_channel
 from backplane.broadcaster import BrokerUrl
 from backplane.broker.registry import broadcaster_from_url
 from backplane.testing import FaultProxy
@@ -317,6 +320,43 @@ async def test_equal_messages_of_one_batch_all_arrive(postgres_broker: Broker) -
     async with Backplane(postgres_broker.url) as backplane, backplane.subscribe("room") as messages:
         await asyncio.gather(*(backplane.publish("room", "same") for _ in range(100)))
         assert await received(messages, 100) == ["same"] * 100
+
+
+@pytest.mark.parametrize("channel", ["r", "ü" * 127])
+async def test_sizes_around_the_limit_of_a_notification(channel: str, postgres_broker: Broker) -> None:
+    """No message is a byte too long for one, whatever its channel adds in its encoding.
+
+    https://github.com/socketio/socket.io-postgres-adapter/pull/17,
+    https://github.com/danidee10/channels_postgres/issues/84
+    """
+    room = MAX_NOTIFICATION_BYTES - len(encode_channel(channel))
+    sizes = [*range(room * 3 // 4 - 60, room * 3 // 4 + 10), 2 * room * 3 // 4, 8_000, 7_999]
+    async with Backplane(postgres_broker.url) as backplane, backplane.subscribe(channel) as messages:
+        await asyncio.gather(*(backplane.publish(channel, b"x" * size) for size in sizes))
+        assert [len(data) for data in await received(messages, len(sizes))] == sizes
+
+
+async def test_a_session_that_crashes(private_postgres: StartPostgres) -> None:
+    """The server ends all sessions, recovers, and refuses new ones meanwhile: a gap, and the link is back.
+
+    https://github.com/graphile/worker/issues/541
+    """
+    url = private_postgres().url
+    async with Backplane(url, settings=_QUICK) as backplane, backplane.subscribe("room") as messages:
+        async with session(url) as other:
+            os.kill(await other.fetchval("SELECT pg_backend_pid()"), signal.SIGKILL)
+        async with asyncio.timeout(30):
+            assert isinstance(await anext(messages), Gap)
+        await passes_through(backplane, messages)
+
+
+async def test_a_role_whose_limits_are_meant_for_queries(private_postgres: StartPostgres) -> None:
+    """Its time limits and its isolation do not apply to the sessions of a worker."""
+    limits = ("statement_timeout=20ms", "lock_timeout=1ms", "default_transaction_isolation=serializable")
+    url = private_postgres(PostgresConfig(settings=limits)).url
+    async with Backplane(url) as backplane, backplane.subscribe("room") as messages:
+        await asyncio.gather(*(backplane.publish("room", "x" * 100_000) for _ in range(5)))
+        assert len(await received(messages, 5)) == 5
 
 
 async def test_too_much_that_waits_is_refused(postgres_broker: Broker) -> None:

@@ -190,6 +190,46 @@ async def test_other_tables_are_a_gap(url: str) -> None:
     assert [channels for channels, _ in sink.gaps] == [None]  # all
 
 
+async def test_after_a_gap_nothing_old_is_delivered(url: str) -> None:
+    """The position after it is the present one, of the new tables too."""
+    adapter = await suspended(url, RecordingSink())
+    await publish(url, b"missed")
+    async with session(url) as connection:
+        await connection.execute("UPDATE backplane_retention SET epoch = gen_random_uuid()")
+    sink = RecordingSink()
+    await adapter.resume(sink, ["room"])
+    for _ in range(2):
+        await adapter.check()
+    await adapter.publish("room", b"new")
+    await sink.until(lambda: bool(sink.delivered))
+    await adapter.stop()
+    assert sink.delivered == [("room", b"new")]
+    assert len(sink.gaps) == 1
+
+
+async def test_a_worker_without_the_option_warns(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It receives nothing of what others publish with it, which is logged once."""
+    plain, sink = broadcaster_from_url(url.partition("?")[0]), RecordingSink()
+    await plain.start(sink)
+    await plain.subscribe(["room"])
+    await publish(url, b"1", b"2")
+    await plain.publish("room", b"last")
+    await sink.until(lambda: bool(sink.delivered))
+    await plain.stop()
+    assert [record.getMessage()[:24] for record in caplog.records] == ["another process publishe"]
+
+
+async def test_tables_without_their_row(url: str) -> None:
+    """They were emptied: the error names the command that repairs that."""
+    async with session(url) as connection:
+        await connection.execute("DELETE FROM backplane_retention")
+    adapter = broadcaster_from_url(url)
+    await adapter.start(RecordingSink())
+    with pytest.raises(BrokerError, match="`backplane schema postgres`"):
+        await adapter.subscribe(["room"])
+    await adapter.stop()
+
+
 async def test_more_than_is_read_is_a_gap(url: str) -> None:
     """What a long outage left is bounded."""
     adapter = await suspended(f"{url}&max_resume_messages=3", RecordingSink())
