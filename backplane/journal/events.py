@@ -105,7 +105,7 @@ BROKER_READ_ONLY: Final = _event(
     "broker.read_only", _WARNING, "url reason", "The broker lets this process subscribe, and not publish.", "broker"
 )
 BROKER_DETAIL: Final = _event(
-    "broker.detail", _DEBUG, "url reason", "What an adapter does that needs no action.", "details"
+    "broker.detail", _DEBUG, "url node reason", "What an adapter does that needs no action.", "details"
 )
 
 # --- channels, messages, gaps ---
@@ -142,7 +142,11 @@ GAP_REPORTED: Final = _event(
     "gaps",
 )
 PAYLOAD_MALFORMED: Final = _event(
-    "payload.malformed", _WARNING, "channel count", "A payload is no message: another program publishes there.", "gaps"
+    "payload.malformed",
+    _WARNING,
+    "channel count reason",
+    "A payload is no message: another program publishes there.",
+    "gaps",
 )
 PAYLOAD_UNSUPPORTED: Final = _event(
     "payload.unsupported", _WARNING, "channel count", "Only a newer release reads a message: upgrade.", "gaps"

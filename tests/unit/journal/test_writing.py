@@ -12,7 +12,7 @@ from opentelemetry.sdk._logs import LoggerProvider, LoggingHandler
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 from pythonjsonlogger.json import JsonFormatter
 
-from backplane.journal.events import CLIENT_REFUSED, LINK_LOST
+from backplane.journal.events import CLIENT_REFUSED, HANDLER_OVERSTAYED, LINK_LOST
 from backplane.journal.writing import write
 
 if TYPE_CHECKING:
@@ -138,3 +138,10 @@ def test_password_in_a_url(caplog: pytest.LogCaptureFixture) -> None:
         "lost: redis://ada:***@one:1, then nats://bob@two:2, and amqp://:***@y",
         "lost: http://one:80/?to=a@b and http://[::1]:80/a@b",
     ]
+
+
+def test_level_that_is_off_and_not_kept(caplog: pytest.LogCaptureFixture) -> None:
+    """An event that no worker keeps is dropped where its level is off."""
+    caplog.set_level(logging.WARNING)
+    write(logger, HANDLER_OVERSTAYED, "hidden", level=logging.DEBUG)
+    assert caplog.messages == []
