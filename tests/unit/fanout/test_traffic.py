@@ -198,6 +198,16 @@ async def test_slices(traced: bool) -> None:
         assert 3.0 <= traffic.own.received.total < traffic.own.written.total
 
 
+async def test_all_have_left() -> None:
+    """What was collected for subscribers that have all left before their turn is dropped, and not received."""
+    async with running() as world:
+        subscriber = await world.joined("a")
+        world.deliver("a", "1")
+        world.hub.leave("a", subscriber)
+        await until_idle()
+        assert (subscriber.received, traffic_of(world).received, world.hub.under_way) == ([], 0, 0)
+
+
 async def test_reserved_channels_do_not_count() -> None:
     """What workers exchange is no message of the application."""
     async with running() as world:
