@@ -209,3 +209,12 @@ async def test_names_and_options(layer: BackplaneChannelLayer) -> None:
     for url in ("unknown://", 5):
         with pytest.raises(ConfigurationError):
             BackplaneChannelLayer(url)  # type: ignore[arg-type]
+
+
+async def test_first_calls_at_the_same_time(layer: BackplaneChannelLayer) -> None:
+    """The first calls of several threads get one set of mailboxes: a channel of one is known to the others."""
+    channels = await asyncio.gather(*(asyncio.to_thread(async_to_sync(layer.new_channel)) for _ in range(8)))
+    for channel in channels:
+        await layer.group_add("g", channel)
+    await layer.group_send("g", HELLO)
+    assert [await received(layer, channel) for channel in channels] == [HELLO] * 8
