@@ -26,6 +26,7 @@ class TestPostgres(BroadcasterConformance):
         return private_postgres(_TLS).url, _answer_in_clear
 
 
+@pytest.mark.full
 class TestPostgresDurable(BroadcasterConformance):
     """The whole contract, with messages in a table."""
 
