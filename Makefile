@@ -27,7 +27,7 @@ help: ## List the targets
 demo: $(VENV)/.installed-demo ## Run the chat on four workers; ARGS="--port 9000 --url redis://localhost"
 	$(BIN)/backplane demo $(ARGS)
 
-brokers: $(VENV)/.installed-dev ## Start Redis, NATS, Kafka and PostgreSQL, and print where they are
+brokers: $(VENV)/.installed-dev ## Start Redis, NATS, Kafka, PostgreSQL and RabbitMQ, and print where they are
 	$(BIN)/python -m tests.brokers
 
 test: $(VENV)/.installed-dev ## Run all tests; ARGS="-k redis -x"
@@ -99,7 +99,7 @@ wheel-test: $(VENV)/.installed-dev ## Build the wheel and run the unit tests on 
 # Old versions use what the newest of their own dependencies warn of.
 lowest: $(VENV)/.installed-dev ## Run the unit and conformance tests on the lowest versions that pyproject.toml allows
 	$(UV) venv --quiet --clear --python $(BIN)/python $(LOWEST)
-	VIRTUAL_ENV=$(LOWEST) $(UV) pip install --quiet --resolution lowest-direct --group test --editable ".[redis,nats,kafka,postgres,cli]"
+	VIRTUAL_ENV=$(LOWEST) $(UV) pip install --quiet --resolution lowest-direct --group test --editable ".[redis,nats,kafka,postgres,amqp,cli]"
 	$(LOWEST)/bin/pytest -n auto -W ignore::DeprecationWarning -W ignore::ResourceWarning tests/unit tests/conformance $(ARGS)
 
 lock: $(VENV)/.installed-dev ## Pin what pyproject.toml asks for, with hashes; ARGS=--upgrade takes the newest versions

@@ -50,6 +50,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
         "nats",
         "kafka",
         "postgres",
+        "amqp",
         "write-an-adapter",
         "wire-format",
     ),

@@ -22,6 +22,7 @@ from tests.brokers.commons import COMMONS
 from tests.brokers.kafka import KafkaConfig, KafkaProcess, private_kafka, shared_kafka
 from tests.brokers.nats import delete_streams, private_nats, shared_nats
 from tests.brokers.postgres import PostgresConfig, private_postgres, shared_postgres
+from tests.brokers.rabbitmq import private_rabbitmq, shared_rabbitmq
 from tests.brokers.redis import RedisConfig, empty, private_redis, shared_redis
 from tests.brokers.redis_cluster import RedisCluster, SingleNode, single_node
 from tests.brokers.redis_sentinel import private_sentinels
@@ -48,7 +49,7 @@ _CHROMIUM_ARGUMENTS = [
 ]
 
 _UVLOOP = ("asyncio", {"use_uvloop": True})
-_OWN_KAFKA = {"private_kafka", "kafka_cluster"}
+_SLOW_BROKERS = {"private_kafka", "kafka_cluster", "private_amqp"}
 _T = TypeVar("_T")
 _SKIPPED = "Tests on "
 
@@ -192,11 +193,11 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run on one event loop what takes seconds: a Kafka of its own, a class with `one_loop`; the others run on both."""
+    """Run on one event loop what takes seconds: a slow broker of its own, a class with `one_loop`; the rest on both."""
     fixtures = metafunc.definition._fixtureinfo  # pyright: ignore[reportPrivateUsage]
     loops = fixtures.name2fixturedefs.get("anyio_backend", [])
     suite = cast("object", metafunc.cls)  # pyright: ignore[reportUnknownMemberType]
-    once = not _OWN_KAFKA.isdisjoint(metafunc.fixturenames) or getattr(suite, "one_loop", False)
+    once = not _SLOW_BROKERS.isdisjoint(metafunc.fixturenames) or getattr(suite, "one_loop", False)
     if loops and loops[-1].params and once:
         one = pytest.mark.parametrize("anyio_backend", loops[-1].params[:1], indirect=True, scope="module")
         metafunc.definition.add_marker(one)
@@ -364,6 +365,30 @@ def private_postgres_fixture(
         def start(config: PostgresConfig = PostgresConfig(), /) -> Broker:  # noqa: B008  # frozen
             folder = tmp_path_factory.mktemp("postgres")
             return stack.enter_context(_started("postgres", lambda: private_postgres(config, folder)))
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def amqp_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Broker:
+    """The RabbitMQ that the whole run shares; a test takes an exchange of its own, or `private_amqp` to break it."""
+    make = partial(shared_rabbitmq, tmp_path_factory.mktemp("rabbitmq"))
+    try:
+        return request.config.stash[COMMONS].take("amqp", make)
+    except BrokerMissingError as error:
+        _skip_without("amqp", str(error))
+
+
+@pytest.fixture(name="private_amqp")
+def private_amqp_fixture(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[], Broker]]:
+    """Starts a RabbitMQ for this test alone, which takes ten seconds; such a test runs on one event loop."""
+    with ExitStack() as stack:
+
+        def start() -> Broker:
+            folder = tmp_path_factory.mktemp("rabbitmq")
+            return stack.enter_context(_started("amqp", lambda: private_rabbitmq(folder)))
 
         yield start
 

@@ -44,6 +44,8 @@ _BUILT_IN: Final[dict[str, tuple[str, str | None]]] = {
     "kafka": ("backplane.adapters.kafka:KafkaBroadcaster", "kafka"),
     "postgres": ("backplane.adapters.postgres:PostgresBroadcaster", "postgres"),
     "postgresql": ("backplane.adapters.postgres:PostgresBroadcaster", "postgres"),
+    "amqp": ("backplane.adapters.amqp:AmqpBroadcaster", "amqp"),
+    "amqps": ("backplane.adapters.amqp:AmqpBroadcaster", "amqp"),
 }
 
 

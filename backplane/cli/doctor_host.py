@@ -27,11 +27,12 @@ _CLIENTS: Final = {
     "nats": ("nats-py",),
     "kafka": ("aiokafka",),
     "postgres": ("asyncpg",),
+    "amqp": ("pamqp",),
 }
 """What each adapter uses, by the begin of its scheme."""
 
 _SSL_MODES: Final = ("require", "verify-ca", "verify-full")
-_ENCRYPTED: Final = ("rediss", "valkeys", "tls", "unix", "ipc", "memory")
+_ENCRYPTED: Final = ("rediss", "valkeys", "tls", "amqps", "unix", "ipc", "memory")
 
 
 def inspect_host(url: str) -> Iterator[Finding]:
@@ -96,7 +97,10 @@ def _encryption(broadcaster: Broadcaster) -> Finding:
     if all(map(_is_local, hosts)):
         return Finding(check=check, level="ok", text="the broker is on this host")
     secret = "the password and the messages go" if url.password is not None else "messages go"
-    cure = "where others can read that network: rediss://, tls://, kafka://...?tls=true, or postgres://...?sslmode=verify-full"
+    cure = (
+        "where others can read that network: rediss://, tls://, amqps://, kafka://...?tls=true, or "
+        "postgres://...?sslmode=verify-full"
+    )
     return Finding(check=check, level="warning", text=f"{secret} to {hosts[0]} without encryption", cure=cure)
 
 

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Templates", "broker_attributes"]
 
-_SYSTEMS: Final = {"rediss": "redis", "unix": "redis", "valkeys": "valkey", "tls": "nats", "postgres": "postgresql"}
+_SYSTEMS: Final = {
+    "rediss": "redis",
+    "unix": "redis",
+    "valkeys": "valkey",
+    "tls": "nats",
+    "postgres": "postgresql",
+    "amqp": "rabbitmq",
+    "amqps": "rabbitmq",
+}
 _MAX_CACHED: Final = 10_000
 
 

@@ -11,6 +11,7 @@ from tests.brokers.broker import BrokerMissingError
 from tests.brokers.kafka import KafkaConfig, private_kafka
 from tests.brokers.nats import private_nats
 from tests.brokers.postgres import PostgresConfig, private_postgres
+from tests.brokers.rabbitmq import private_rabbitmq
 from tests.brokers.redis import RedisConfig, private_redis
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NAMES", "Brokers"]
 
-NAMES = ("memory", "ipc", "redis", "nats", "kafka", "postgres")
+NAMES = ("memory", "ipc", "redis", "nats", "kafka", "postgres", "amqp")
 """The names that stand for a broker without a URL."""
 
 
@@ -89,4 +90,6 @@ def _make(name: str, folder: Path) -> Broker:
         return private_kafka(KafkaConfig(), folder, print)
     if name == "postgres":
         return private_postgres(PostgresConfig(), folder)
+    if name == "amqp":
+        return private_rabbitmq(folder)
     raise BrokerMissingError(f"no broker is called {name!r}; known are {', '.join(NAMES)}, or give a URL")

@@ -1,4 +1,4 @@
-"""`make brokers`: start Redis, NATS, Kafka and PostgreSQL for manual use, print their URLs, and end them on Ctrl-C."""
+"""`make brokers`: start one broker of each kind for manual use, print their URLs, and end them on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.brokers.broker import BrokerMissingError
 from tests.brokers.kafka import shared_kafka
 from tests.brokers.nats import shared_nats
 from tests.brokers.postgres import shared_postgres
+from tests.brokers.rabbitmq import shared_rabbitmq
 from tests.brokers.redis import shared_redis
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ BROKERS: dict[str, Callable[[Path], Broker]] = {
     "NATS": shared_nats,
     "Kafka": lambda folder: shared_kafka(folder, announce=print),
     "PostgreSQL": shared_postgres,
+    "RabbitMQ": shared_rabbitmq,
 }
 
 

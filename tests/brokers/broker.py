@@ -39,8 +39,9 @@ class Broker(ABC):
 
     @property
     def own_url(self) -> str:
-        """A URL that no other test uses: for Kafka, which the whole run shares, with a new topic each time."""
-        return f"{self.url}?topic=test-{uuid.uuid4()}" if self.url.startswith("kafka:") else self.url
+        """A URL that no other test uses: on Kafka and RabbitMQ, which the run shares, with a new name each time."""
+        option = {"kafka": "topic", "amqp": "exchange"}.get(self.url.partition(":")[0])
+        return self.url if option is None else f"{self.url}?{option}=test-{uuid.uuid4()}"
 
     @abstractmethod
     def start(self) -> None:

@@ -20,12 +20,19 @@ if TYPE_CHECKING:
 
 __all__ = ["BROKERS", "FaultTarget"]
 
-BROKERS: Final = ("redis", "nats", "kafka", pytest.param("postgres", marks=pytest.mark.full))
+BROKERS: Final = (
+    "redis",
+    "nats",
+    "kafka",
+    pytest.param("postgres", marks=pytest.mark.full),
+    pytest.param("amqp", marks=pytest.mark.full),
+)
 
 _PUBLISHES: Final[dict[str, Callable[[bytes], bool]]] = {
     "redis": lambda sent: b"PUBLISH" in sent,
     "nats": lambda sent: b"PUB " in sent,
     "postgres": lambda sent: b"\0\0\0\x09backplane" in sent,  # the first value of a statement: the channel of NOTIFY
+    "amqp": lambda sent: b"\0\x3c\0\x28\0\0" in sent,  # the method Basic.Publish
     "kafka": lambda sent: sent[4:6] == b"\0\0",  # after the request's size its API key: 0 is Produce
 }
 
@@ -52,16 +59,17 @@ class FaultTarget:
 
     @classmethod
     def of(cls, name: str, broker: Broker) -> FaultTarget:
-        """Return the target for a broker; on Kafka with a topic of its own."""
-        topic = f"?topic=chaos-{uuid.uuid4()}" if name == "kafka" else ""
+        """Return the target for a broker; on Kafka and RabbitMQ with a name of its own there."""
+        option = {"kafka": "topic", "amqp": "exchange"}.get(name)
+        query = f"?{option}=chaos-{uuid.uuid4()}" if option else ""
         if isinstance(broker, KafkaProcess):  # its clients connect to the address it advertises
-            proxy = FaultProxy(broker.proxied_url + topic, port=broker.proxy_port)
+            proxy = FaultProxy(broker.proxied_url + query, port=broker.proxy_port)
         else:
-            proxy = FaultProxy(broker.url + topic)
+            proxy = FaultProxy(broker.url + query)
         return cls(
             name=name,
             broker=broker,
-            url=broker.url + topic,
+            url=broker.url + query,
             proxy=proxy,
             lossless=name == "kafka",
             publishes=_PUBLISHES[name],

@@ -18,7 +18,9 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 full = pytest.mark.full
 
 
-@pytest.mark.parametrize("private_target", ["redis", "nats", "kafka", "postgres"], indirect=True)
+@pytest.mark.parametrize(
+    "private_target", ["redis", "nats", "kafka", "postgres", pytest.param("amqp", marks=full)], indirect=True
+)
 @pytest.mark.parametrize("seconds", [0.2, pytest.param(3, marks=full), pytest.param(12, marks=full)])
 async def test_a_broker_that_is_killed_and_comes_back(
     seconds: float, private_target: FaultTarget, record_case: CaseRecorder

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BROKERS", "brokers_by_default", "by_default_on"]
 
-BROKERS = ["ipc", "redis", "redis_cluster", "nats", "kafka", "postgres"]
+BROKERS = ["ipc", "redis", "redis_cluster", "nats", "kafka", "postgres", "amqp"]
 """Those that connect processes."""
 
 

@@ -890,7 +890,7 @@ async def test_plain_wire_format() -> None:
             assert await data_of(messages, 3) == ['{"id":1}', b"2", "3"]
 
 
-@pytest.mark.parametrize("scheme", ["redis", "nats", "kafka", "postgres"])
+@pytest.mark.parametrize("scheme", ["redis", "nats", "kafka", "postgres", "amqp"])
 async def test_name_that_no_host_can_have(scheme: str) -> None:
     """A label of more than 63 characters, which no resolver is asked for, fails the start like any unknown host."""
     with pytest.raises(BrokerUnavailableError):

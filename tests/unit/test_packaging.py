@@ -150,6 +150,7 @@ OPTIONAL_PACKAGES = [
     "nats",
     "nkeys",
     "opentelemetry",
+    "pamqp",
     "prometheus_client",
     "redis",
     "rich",

@@ -39,6 +39,9 @@ URLS = [
     f"kafka://alice:{SECRET}@127.0.0.1:{{port}}?tls=true",
     f"postgres://alice:{SECRET}@127.0.0.1:{{port}}/shop",
     "postgres://127.0.0.1:{port}?credentials=handed_out:fail",
+    f"amqp://alice:{SECRET}@127.0.0.1:{{port}}/shop",
+    f"amqps://alice:{SECRET}@127.0.0.1:{{port}}/shop",
+    "amqp://127.0.0.1:{port}?credentials=handed_out:fail",
     "redis://127.0.0.1:{port}?credentials=handed_out:fail",
     "nats://127.0.0.1:{port}?credentials=handed_out:fail",
     "kafka://127.0.0.1:{port}?credentials=handed_out:fail",
@@ -98,7 +101,7 @@ def test_reprs(url: str) -> None:
         assert [text for text in shown if SECRET in text] == []
 
 
-@pytest.mark.parametrize("scheme", ["redis", "nats", "kafka", "postgres", "redis+sentinel", "redis+cluster"])
+@pytest.mark.parametrize("scheme", ["redis", "nats", "kafka", "postgres", "amqp", "redis+sentinel", "redis+cluster"])
 def test_a_url_that_lacks_its_host(scheme: str) -> None:
     """Of `redis://alice:password` nothing after the colon is repeated: it was meant as the password."""
     with pytest.raises(ConfigurationError, match="is not host:port") as refused:

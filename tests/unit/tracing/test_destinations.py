@@ -22,6 +22,7 @@ from backplane.tracing.destinations import Templates, broker_attributes
         ("unix:///run/redis.sock", ("redis", "/run/redis.sock", None)),
         ("tls://[::1]:4222", ("nats", "::1", 4222)),
         ("kafka://", ("kafka", "localhost", None)),
+        ("amqps://me:secret@one/shop", ("rabbitmq", "one", None)),
         ("postgres://me@one:5433,two/shop", ("postgresql", "one", 5433)),
         ("example://host:port", ("example", "localhost", None)),
     ],

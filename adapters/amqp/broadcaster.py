@@ -1,0 +1,155 @@
+"""`amqp://` and `amqps://`: RabbitMQ, by AMQP 0-9-1.
+
+There are two connections: one publishes; the other, opened with the first subscription, receives. All channels share
+one fanout exchange (option `exchange`) with the channel as the routing key, and each worker has a queue of its own, of
+which it passes on what it has subscribed to: a binding for each channel would cost the server 0.7 ms.
+
+At most once: the queue ends with its connection, and drops the oldest messages where the worker does not read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, ClassVar
+
+from backplane.adapters.amqp.connector import Connector
+from backplane.adapters.amqp.consumer import ConsumerConnection
+from backplane.adapters.amqp.errors import unavailable
+from backplane.adapters.amqp.options import AmqpOptions, check_options
+from backplane.adapters.amqp.publisher import PublisherConnection
+from backplane.broadcaster import Broadcaster, Capabilities
+from backplane.message import ALL
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from backplane.adapters.amqp.connection import AmqpConnection
+    from backplane.broadcaster import BrokerUrl, Options, Sink
+    from backplane.errors import BrokerError
+
+__all__ = ["AmqpBroadcaster", "AmqpOptions"]
+
+
+class AmqpBroadcaster(Broadcaster):
+    """One link to RabbitMQ, to one of several servers of a cluster that the URL may name: `amqp://one,two/shop`.
+
+    Args:
+        url: Where it connects. Its path is the virtual host.
+        options: The validated options.
+    """
+
+    options_class: ClassVar[type[Options]] = AmqpOptions
+    options: AmqpOptions
+
+    def __init__(self, url: BrokerUrl, options: AmqpOptions) -> None:
+        super().__init__(url, options)
+        check_options(url, options)
+        self._connector = Connector(url, options)
+        self._sink: Sink | None = None
+        self._publisher: PublisherConnection | None = None
+        self._consumer: ConsumerConnection | None = None
+        self._consumer_opening = asyncio.Lock()  # a new one at each start: a lock belongs to one event loop
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this adapter can do."""
+        return Capabilities(
+            brokered=True,
+            reach="network",
+            publish_returns="accepted",
+            max_payload_bytes=self.options.max_payload_bytes,
+        )
+
+    async def start(self, sink: Sink) -> None:
+        """Open the connection that publishes; the one that receives is opened with the first subscription."""
+        self._consumer_opening = asyncio.Lock()
+        options = self.options
+        publisher = await self._connector.open(lambda: PublisherConnection(options.exchange, options.max_pending_bytes))
+        publisher.adopt(lambda error: self._lost(publisher, error))
+        self._sink, self._publisher = sink, publisher
+
+    async def stop(self) -> None:
+        """Close both connections; publishes without an answer raise `PublishOutcomeUnknownError`."""
+        self._sink = None
+        publisher, self._publisher = self._publisher, None
+        consumer, self._consumer = self._consumer, None
+        open_connections = [connection for connection in (publisher, consumer) if connection is not None]
+        if open_connections:
+            await asyncio.gather(*[connection.close() for connection in open_connections])
+
+    async def publish(self, channel: str, payload: bytes) -> None:
+        """Publish; returns when the server has confirmed, which is when every queue has it.
+
+        Raises:
+            PublishError: The server refused it; `retriable` where too much awaits its answer.
+        """
+        if self._publisher is None:
+            raise unavailable("the link is closed")
+        await self._publisher.publish(channel, payload)
+
+    async def subscribe(self, channels: Collection[str]) -> None:
+        """Subscribe, in this process; the first call opens the connection that receives, with its queue."""
+        (await self._require_consumer()).subscribe(channels)
+
+    async def unsubscribe(self, channels: Collection[str]) -> None:
+        """Drop `channels`, in this process."""
+        if self._consumer is None:
+            raise unavailable("the link is closed")
+        self._consumer.unsubscribe(channels)
+
+    async def check(self) -> None:
+        """Check that the server answers on both connections, and still has exchange and queue.
+
+        Raises:
+            BrokerError: It does not.
+        """
+        if self._publisher is None:
+            raise unavailable("the link is closed")
+        await self._publisher.check()
+        if self._consumer is not None:
+            await self._consumer.check()
+
+    async def describe(self) -> str:
+        """Return name and version."""
+        if self._publisher is None:
+            raise unavailable("the link is closed")
+        server = self._publisher.server
+        return f"{server.get('product', 'AMQP 0-9-1')} {server.get('version', '(version not granted)')}"
+
+    async def _require_consumer(self) -> ConsumerConnection:
+        async with self._consumer_opening:
+            publisher, sink = self._publisher, self._sink
+            if publisher is None or sink is None or publisher.loss is not None:
+                raise unavailable("the link is lost")
+            if self._consumer is None:
+                consumer = await self._open_consumer(sink, publisher)
+                if self._publisher is not publisher or self._sink is not sink:
+                    consumer.end(unavailable("the link is closed"))
+                    raise unavailable("the link was closed meanwhile")
+                consumer.adopt(lambda error: self._lost(consumer, error))
+                self._consumer = consumer
+            return self._consumer
+
+    async def _open_consumer(self, sink: Sink, publisher: PublisherConnection) -> ConsumerConnection:
+        options = self.options
+        consumer = await self._connector.open(
+            lambda: ConsumerConnection(
+                options.exchange,
+                options.queue_max_bytes,
+                deliver=sink.deliver,
+                overran=lambda reason: sink.gap(ALL, reason),
+            )
+        )
+        names = [connection.server.get("cluster_name") for connection in (publisher, consumer)]
+        if names[0] != names[1]:
+            consumer.end(unavailable("it leads elsewhere"))
+            raise unavailable(
+                f"{self.url} leads to more than one cluster: two connections found {names[0]}, {names[1]}"
+            )
+        return consumer
+
+    def _lost(self, connection: AmqpConnection, error: BrokerError) -> None:
+        if self._sink is None or connection not in (self._publisher, self._consumer):
+            return
+        sink, self._sink = self._sink, None
+        sink.lost(error)

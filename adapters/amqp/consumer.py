@@ -1,0 +1,144 @@
+"""The connection that receives: a queue of this worker alone, of which it passes on what it has subscribed to."""
+
+from __future__ import annotations
+
+import secrets
+from time import time
+from typing import TYPE_CHECKING, Final
+
+from pamqp import commands
+
+from backplane.adapters.amqp.connection import AmqpConnection
+from backplane.adapters.amqp.errors import WireError
+from backplane.adapters.amqp.wire import (
+    BASIC_DELIVER,
+    BODY,
+    HEADER,
+    METHOD,
+    Content,
+    read_content,
+    read_routing_key,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from pamqp.common import FieldTable
+
+    from backplane.errors import BrokerError
+
+__all__ = ["ConsumerConnection"]
+
+_MAX_PUBLISHERS: Final = 10_000
+_CLOCK_SECONDS: Final = 2.0  # by how much the clocks of two hosts may differ
+
+
+class ConsumerConnection(AmqpConnection):
+    """Receives.
+
+    Args:
+        exchange: The exchange.
+        max_queue_bytes: Most bytes that the server keeps for it.
+        deliver: Called with channel and payload of each message of a subscribed channel.
+        overran: Called where the queue dropped messages, with the reason.
+    """
+
+    def __init__(
+        self,
+        exchange: str,
+        max_queue_bytes: int,
+        *,
+        deliver: Callable[[str, bytes], None],
+        overran: Callable[[str], None],
+    ) -> None:
+        super().__init__()
+        self._exchange = exchange
+        self._queue = f"{exchange}.{secrets.token_hex(8)}"
+        self._max_queue_bytes = max_queue_bytes
+        self._deliver = deliver
+        self._overran = overran
+        self._channels: dict[bytes, str] = {}
+        self._numbers: dict[bytes, int] = {}  # of the last message, by the publishing link
+        self._bound = self._bound_at = 0.0
+        self._routing_key: bytes | None = None  # of the message that is being received
+        self._missing_bytes = 0
+        self._parts: list[bytes] | None = None  # None where the message is passed over
+
+    def subscribe(self, channels: Collection[str]) -> None:
+        """Deliver what arrives on `channels` from now on."""
+        self._channels.update((channel.encode(), channel) for channel in channels)
+
+    def unsubscribe(self, channels: Collection[str]) -> None:
+        """Deliver nothing more on `channels`."""
+        for channel in channels:
+            self._channels.pop(channel.encode(), None)
+
+    async def check(self) -> None:
+        """Check that the server answers, and still has the queue.
+
+        Raises:
+            BrokerError: It does not.
+        """
+        await self.ask(commands.Queue.Declare(queue=self._queue, passive=True))
+
+    async def _prepare(self) -> None:
+        await self.ask(commands.Channel.Open())
+        limits: FieldTable = {"x-max-length-bytes": self._max_queue_bytes, "x-overflow": "drop-head"}
+        await self.ask(commands.Queue.Declare(queue=self._queue, exclusive=True, auto_delete=True, arguments=limits))
+        await self.ask(commands.Queue.Bind(queue=self._queue, exchange=self._exchange))
+        self._bound, self._bound_at = self._loop.time(), time()
+        await self.ask(commands.Basic.Consume(queue=self._queue, no_ack=True, exclusive=True))
+
+    def _received(self, kind: int, payload: bytes) -> bool:
+        if kind == METHOD:
+            if payload[:4] != BASIC_DELIVER:
+                return False
+            self._routing_key = read_routing_key(payload)
+        elif kind == HEADER and self._routing_key is not None:
+            self._begin(read_content(payload))
+        elif kind == BODY and self._missing_bytes:
+            self._missing_bytes -= len(payload)
+            if self._parts is not None:
+                self._parts.append(payload)
+            if self._missing_bytes < 0:
+                raise WireError("the body of a message is longer than its header states")
+            self._complete()
+        return True
+
+    def _begin(self, content: Content) -> None:
+        if content.app_id:
+            self._count(content)
+        self._missing_bytes = content.size
+        is_wanted = self._routing_key in self._channels and content.size <= self._max_queue_bytes
+        self._parts = [] if is_wanted else None
+        self._complete()
+
+    def _complete(self) -> None:
+        if self._missing_bytes or self._routing_key is None:
+            return
+        channel = self._channels.get(self._routing_key)
+        if channel is not None and self._parts is not None:
+            self._deliver(channel, b"".join(self._parts))
+        self._routing_key = self._parts = None
+
+    def _count(self, content: Content) -> None:
+        """Report a hole in what a link has published: every queue gets all of it.
+
+        Of an unknown link the first message to arrive is its number 1 if it began after this queue, which its age and
+        the clock of its host must both show: a message that waited long looks too young, and clocks differ.
+        """
+        last = self._numbers.pop(content.app_id, None)
+        if last is None and len(self._numbers) >= _MAX_PUBLISHERS:
+            del self._numbers[next(iter(self._numbers))]
+        self._numbers[content.app_id] = content.number
+        if last is None:
+            is_younger = content.age_seconds < self._loop.time() - self._bound
+            is_later = content.began_at > self._bound_at + _CLOCK_SECONDS
+            missed = content.number - 1 if is_younger and is_later else 0
+        else:
+            missed = content.number - last - 1
+        if missed > 0:
+            self._overran(f"the queue of this worker overran: it dropped at least {missed:,} messages")
+
+    def _fail(self, error: BrokerError) -> None:
+        pass
