@@ -76,7 +76,7 @@ async def pooled_asyncpg(url: str) -> AsyncGenerator[Any]:
 @asynccontextmanager
 async def async_psycopg(url: str) -> AsyncGenerator[Any]:
     """A connection of psycopg, whose rows are dictionaries."""
-    async with await psycopg.AsyncConnection.connect(url, row_factory=dict_row) as connection:
+    async with await psycopg.AsyncConnection[Any].connect(url, row_factory=dict_row) as connection:
 
         @asynccontextmanager
         async def begin() -> AsyncGenerator[Any]:
