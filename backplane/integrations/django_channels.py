@@ -28,10 +28,10 @@ try:
     from channels.layers import BaseChannelLayer  # type: ignore[import-untyped]
 
     from backplane.integrations.mailboxes import Mailbox, Mailboxes
-except ModuleNotFoundError as error:
+except ModuleNotFoundError as _error:
     raise MissingDependencyError(
         "backplane.integrations.django_channels needs Channels and msgpack: pip install 'fastapi-backplane[channels]'"
-    ) from error
+    ) from _error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping

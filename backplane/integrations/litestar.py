@@ -22,10 +22,10 @@ from backplane.message import Gap
 
 try:
     from litestar.channels import ChannelsBackend
-except ModuleNotFoundError as error:
+except ModuleNotFoundError as _error:
     raise MissingDependencyError(
         "backplane.integrations.litestar needs Litestar: pip install 'fastapi-backplane[litestar]'"
-    ) from error
+    ) from _error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable

@@ -67,7 +67,7 @@ class Mailbox:
     __slots__ = ("_capacity", "_expiry_seconds", "_items", "_waiting", "channel", "groups", "is_overrun")
 
     def __init__(self, channel: str, capacity: int, expiry_seconds: float) -> None:
-        self.channel = channel
+        self.channel: str = channel
         self.groups: set[str] = set()
         self.is_overrun: bool = False
         self._capacity = capacity

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from backplane.errors import BrokerError, ClosedError, MissingDependencyError
 from backplane.integrations.feed import Feed, notify_gap
@@ -25,19 +25,35 @@ from backplane.message import Gap
 from backplane.settings import Settings
 from backplane.sync import SyncBackplane, SyncPublisher
 
-try:
-    from socketio.async_pubsub_manager import AsyncPubSubManager  # type: ignore[import-untyped]
-    from socketio.pubsub_manager import PubSubManager  # type: ignore[import-untyped]
-except ModuleNotFoundError as error:
-    raise MissingDependencyError(
-        "backplane.integrations.socketio needs python-socketio: pip install 'fastapi-backplane[socketio]'"
-    ) from error
-
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from backplane.core import Backplane
     from backplane.integrations.feed import GapCallback
+
+    # python-socketio has no types: this is what is used of its managers.
+    class _Manager:
+        channel: str
+        json: Any
+        server: Any
+
+        def __init__(self, channel: str, write_only: bool, logger: Any, json: Any) -> None: ...
+        def __getattr__(self, name: str) -> Any: ...
+
+    class AsyncPubSubManager(_Manager):
+        async def pre_connect(self, eio_sid: str, namespace: str) -> Any: ...
+        async def _handle_disconnect(self, message: dict[str, Any]) -> None: ...
+
+    class PubSubManager(_Manager):
+        def _handle_disconnect(self, message: dict[str, Any]) -> None: ...
+else:
+    try:
+        from socketio.async_pubsub_manager import AsyncPubSubManager
+        from socketio.pubsub_manager import PubSubManager
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            "backplane.integrations.socketio needs python-socketio: pip install 'fastapi-backplane[socketio]'"
+        ) from error
 
 __all__ = ["BackplaneManager", "SyncBackplaneManager"]
 
@@ -47,7 +63,7 @@ _PAUSE_SECONDS: Final = 1.0
 _LAZY: Final = Settings(start="lazy")
 
 
-class BackplaneManager(AsyncPubSubManager):  # type: ignore[misc]
+class BackplaneManager(AsyncPubSubManager):
     """Joins the workers of a Socket.IO server: rooms, acknowledgements and disconnects across all of them.
 
     As python-socketio's `AsyncRedisManager`, with these differences:
@@ -76,7 +92,7 @@ class BackplaneManager(AsyncPubSubManager):  # type: ignore[misc]
         MissingDependencyError: The adapter's client library is not installed.
     """
 
-    name = "backplane"
+    name: ClassVar[str] = "backplane"
 
     def __init__(
         self,
@@ -151,7 +167,7 @@ class BackplaneManager(AsyncPubSubManager):  # type: ignore[misc]
             await super()._handle_disconnect(message)
 
 
-class SyncBackplaneManager(PubSubManager):  # type: ignore[misc]
+class SyncBackplaneManager(PubSubManager):
     """Emits from synchronous code outside the servers: Celery tasks, Django views, scripts.
 
         SyncBackplaneManager("redis://localhost").emit("news", {"id": 42}, room="editors")
@@ -172,7 +188,7 @@ class SyncBackplaneManager(PubSubManager):  # type: ignore[misc]
         MissingDependencyError: The adapter's client library is not installed.
     """
 
-    name = "backplane"
+    name: ClassVar[str] = "backplane"
 
     def __init__(
         self,
