@@ -226,7 +226,7 @@ async def no_task_left(anyio_backend: Any) -> AsyncIterator[None]:
 def ipc_url() -> Iterator[str]:
     """A name on `ipc://` in a folder of the test's own; pytest's are too deep for the path of a Unix socket."""
     with TemporaryDirectory(prefix="bp-") as folder:
-        yield f"ipc://test?directory={folder}&peer_timeout_seconds=5"
+        yield f"ipc://test?peer_timeout_seconds=5&directory={folder}"
 
 
 @pytest.fixture(scope="session")

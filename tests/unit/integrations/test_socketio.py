@@ -117,7 +117,7 @@ async def test_backplane_that_is_not_started(monkeypatch: pytest.MonkeyPatch, ca
     backplane = Backplane("memory://")
     server = Server(BackplaneManager(backplane))
     await server.manager.connect("one", "/")
-    assert 1 <= sum("Unexpected Error" in text for text in caplog.messages) < 5
+    assert 1 <= sum("Unexpected Error" in text for text in caplog.messages) < 50
     async with backplane:
         while not (await backplane.health()).channels:
             await asyncio.sleep(0.01)
