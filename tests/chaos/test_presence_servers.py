@@ -67,9 +67,8 @@ WHOLE: Final = Size(2_000, 50, churn=10, per_second=100, grace=5, heartbeat=3, d
 def url(request: pytest.FixtureRequest) -> str:
     """The URL of each broker that connects processes, in turn."""
     if request.param == "ipc":
-        return str(
-            request.getfixturevalue("ipc_url").replace("peer_timeout_seconds=5&", "")
-        )  # it waits for a stopped peer as users' do
+        # Its workers wait for a stopped one as users' do.
+        return str(request.getfixturevalue("ipc_url")).replace("peer_timeout_seconds=5&", "")
     return str(request.getfixturevalue(f"{request.param}_broker").own_url)
 
 
