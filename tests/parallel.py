@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 
 _WORKERS_PER_CORE = 3  # most tests wait most of the time
 _COMPUTES = "tests/unit/"  # these use a core all the time
-_SHARES_SERVERS = ("tests/examples/", "tests/e2e/test_demo.py")  # started once for all tests of a file
+_SHARES_SERVERS = (
+    "tests/examples/",
+    "tests/e2e/test_demo.py",
+    "tests/e2e/test_live_page_faults.py",
+)  # started once for all tests of a file
 _WAITING_AT_ONCE = 2
 _LOCKS = pytest.StashKey[list[Path]]()
 _PLACE = pytest.StashKey[Any]()
