@@ -30,11 +30,14 @@ if TYPE_CHECKING:
 
 _WORKERS_PER_CORE = 3  # most tests wait most of the time
 _COMPUTES = "tests/unit/"  # these use a core all the time
+# Started once for all tests of a file.
 _SHARES_SERVERS = (
     "tests/examples/",
     "tests/e2e/test_demo.py",
+    "tests/e2e/test_live_page_attacks.py",
     "tests/e2e/test_live_page_faults.py",
-)  # started once for all tests of a file
+    "tests/integration/test_amqp.py",
+)
 _WAITING_AT_ONCE = 2
 _LOCKS = pytest.StashKey[list[Path]]()
 _PLACE = pytest.StashKey[Any]()
