@@ -278,15 +278,17 @@ class BroadcasterConformance(FaultConformance):
 
     async def test_cancelling_at_any_moment_leaks_nothing(self, url: str) -> None:
         """Whichever await of `start`, `subscribe`, `publish` is cancelled, `stop` leaves no task and no open file."""
-        await run_for_passes(
-            self._one_life(broadcaster_from_url(url)), 100
-        )  # what a process opens only once is open now
-        await settled()
-        files, tasks = open_files(), len(asyncio.all_tasks())
-        for passes in (*range(40), *range(40, 400, 20)):
+
+        async def live(passes: int) -> None:
             broadcaster = broadcaster_from_url(url)
             await run_for_passes(self._one_life(broadcaster), passes)
             await broadcaster.stop()
+
+        await live(100)  # what a process opens only once is open now
+        await settled()
+        files, tasks = open_files(), len(asyncio.all_tasks())
+        for passes in (*range(40), *range(40, 400, 20)):
+            await live(passes)
         await settled()
         assert (open_files(), len(asyncio.all_tasks())) == (files, tasks)
 

@@ -91,7 +91,7 @@ class ServedApp:
 
 def _connections() -> list[Connection]:
     gc.collect()
-    return [found for found in gc.get_objects() if isinstance(found, Connection)]
+    return [found for found in gc.get_objects() if type(found) is Connection]
 
 
 @pytest.fixture

@@ -193,5 +193,5 @@ async def _until_gone(site: Site) -> None:
         while len(runtime.clients.connected) > 1:
             await asyncio.sleep(0.01)
     gc.collect()
-    assert sum(isinstance(found, SdkClient) for found in gc.get_objects()) == 1
+    assert sum(type(found) is SdkClient for found in gc.get_objects()) == 1
     assert [channel for channel in runtime.hub.channels if not channel.startswith("$backplane/")] == ["rec:watched"]

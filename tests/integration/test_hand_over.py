@@ -731,7 +731,7 @@ async def test_churn(way: str) -> None:
         site.closed = asyncio.Queue()  # which holds connections
         await site.until(lambda: not server.server.server_state.connections)
         gc.collect()
-        held = [found for found in gc.get_objects() if isinstance(found, Connection) and found.id in ids]
+        held = [found for found in gc.get_objects() if type(found) is Connection and found.id in ids]
         assert held == []
         names = [task.get_name() for task in asyncio.all_tasks()]
         assert not any(name.startswith("backplane-callbacks-") for name in names)
