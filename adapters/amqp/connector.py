@@ -8,9 +8,9 @@ from backplane.adapters.amqp.connection import AmqpConnection
 from backplane.adapters.amqp.errors import CONNECT_ERRORS, connect_error, unavailable
 from backplane.adapters.amqp.options import default_port, tls_settings, virtual_host
 from backplane.adapters.shared.connect_race import NoneConnectedError, first_connected
-from backplane.adapters.shared.credentials import ask_credentials
+from backplane.adapters.shared.credentials import ask_login
 from backplane.concurrency.timeouts import PatientTimeout
-from backplane.errors import BrokerError, ConfigurationError
+from backplane.errors import BrokerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,12 +107,5 @@ class Connector:
         path, user = self._options.credentials, self._url.username
         if path is None:
             return user or _GUEST, (self._url.password or "") if user else _GUEST
-        match await ask_credentials(path, adapter="amqp", seconds=self._options.connect_timeout_seconds):
-            case (str() as password,) | (str() as password):
-                return user or _GUEST, password
-            case (str() | None as username, str() as password):
-                return username or user or _GUEST, password
-            case other:
-                raise ConfigurationError(
-                    f"amqp: {path} must return a password or (username, password), not {type(other).__name__}"
-                )
+        username, password = await ask_login(path, adapter="amqp", seconds=self._options.connect_timeout_seconds)
+        return username or user or _GUEST, password

@@ -8,9 +8,9 @@ from backplane.adapters.postgres.connection import PostgresConnection, open_sess
 from backplane.adapters.postgres.errors import CONNECT_ERRORS, connect_error, unavailable
 from backplane.adapters.postgres.options import servers_of, tls_settings
 from backplane.adapters.shared.connect_race import NoneConnectedError, first_connected
-from backplane.adapters.shared.credentials import ask_credentials
+from backplane.adapters.shared.credentials import ask_login
 from backplane.concurrency.timeouts import PatientTimeout
-from backplane.errors import BrokerError, ConfigurationError
+from backplane.errors import BrokerError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,15 +108,8 @@ class Connector:
         path = self._options.credentials
         if path is None:
             return self._url.username, self._url.password
-        match await ask_credentials(path, adapter="postgres", seconds=self._options.connect_timeout_seconds):
-            case (str() as password,) | (str() as password):
-                return self._url.username, password
-            case (str() | None as username, str() as password):
-                return username or self._url.username, password
-            case other:
-                raise ConfigurationError(
-                    f"postgres: {path} must return a password or (username, password), not {type(other).__name__}"
-                )
+        username, password = await ask_login(path, adapter="postgres", seconds=self._options.connect_timeout_seconds)
+        return username or self._url.username, password
 
 
 def _one_of(failures: Sequence[BrokerError]) -> BrokerError:

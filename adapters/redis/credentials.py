@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backplane.adapters.shared.credentials import ask_credentials
-from backplane.errors import ConfigurationError
+from backplane.adapters.shared.credentials import ask_login
 
 if TYPE_CHECKING:
     from backplane.adapters.redis.options import RedisOptions
@@ -26,13 +25,4 @@ async def find_credentials(url: BrokerUrl, options: RedisOptions) -> Credentials
     """
     if options.credentials is None:
         return url.username, url.password
-    match await ask_credentials(options.credentials, adapter="redis", seconds=options.connect_timeout_seconds):
-        case (str() as password,) | (str() as password):
-            return None, password
-        case (str() | None as username, str() as password):
-            return username, password
-        case other:
-            raise ConfigurationError(
-                f"redis: {options.credentials} must return a password or (username, password), "
-                f"not {type(other).__name__}"
-            )
+    return await ask_login(options.credentials, adapter="redis", seconds=options.connect_timeout_seconds)

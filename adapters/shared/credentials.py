@@ -23,7 +23,7 @@ from backplane.journal.place import place_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["CREDENTIALS_PATTERN", "ask_credentials"]
+__all__ = ["CREDENTIALS_PATTERN", "ask_credentials", "ask_login"]
 
 CREDENTIALS_PATTERN: Final = r"^[\w.]+:[\w.]+$"
 """The form of the option."""
@@ -76,6 +76,24 @@ async def ask_credentials(
     except TimeoutError:
         reason = f"no credentials: {path} took longer than {seconds:g} s"
         raise BrokerUnavailableError(reason, adapter=adapter) from None
+
+
+async def ask_login(path: str, *, adapter: str, seconds: float) -> tuple[str | None, str]:
+    """Return the user name, `None` where it provides none, and the password, as `ask_credentials` does.
+
+    Raises:
+        ConfigurationError: Likewise, or it returned something else.
+        BrokerUnavailableError: Likewise.
+    """
+    match await ask_credentials(path, adapter=adapter, seconds=seconds):
+        case (str() as password,) | (str() as password):
+            return None, password
+        case (str() | None as username, str() as password):
+            return username, password
+        case other:
+            raise ConfigurationError(
+                f"{adapter}: {path} must return a password or (username, password), not {type(other).__name__}"
+            )
 
 
 def _imported(path: str, adapter: str) -> Callable[[], Any]:

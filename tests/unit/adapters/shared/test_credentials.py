@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from backplane.adapters.shared.credentials import ask_credentials
+from backplane.adapters.shared.credentials import ask_credentials, ask_login
 from backplane.errors import BrokerUnavailableError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -162,3 +162,27 @@ async def test_slow_callable_is_cancelled(tokens: Any) -> None:
     tokens.current = give_up
     with pytest.raises(BrokerUnavailableError, match="raised TimeoutError"):
         await ask_credentials("token_service:current", adapter="nats", seconds=5)
+
+
+@pytest.mark.parametrize(
+    ("returned", "login"),
+    [
+        ("secret", (None, "secret")),
+        (("secret",), (None, "secret")),
+        (("ada", "secret"), ("ada", "secret")),
+        ((None, "secret"), (None, "secret")),
+    ],
+)
+async def test_login(tokens: Any, returned: object, login: tuple[str | None, str]) -> None:
+    """A password, or a user name with it."""
+    tokens.login = lambda: returned
+    assert await ask_login("token_service:login", adapter="redis", seconds=30) == login
+
+
+@pytest.mark.parametrize("returned", [None, b"secret", ("ada", None), ("ada", "secret", "more")])
+async def test_what_is_no_login_is_refused(tokens: Any, returned: object) -> None:
+    """Anything else is refused with its type, without what it holds."""
+    tokens.login = lambda: returned
+    words = rf"^redis: token_service:login must return a password or .*, not {type(returned).__name__}$"
+    with pytest.raises(ConfigurationError, match=words):
+        await ask_login("token_service:login", adapter="redis", seconds=30)
