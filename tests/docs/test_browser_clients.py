@@ -59,7 +59,7 @@ def test_page_resumes_over_the_end_of_a_worker(tmp_path: Path) -> None:
         return line in shown()
 
     with TemporaryDirectory(prefix="bp-") as folder, ExitStack() as stack:
-        url = f"ipc://rooms?directory={folder}"
+        url = f"ipc://rooms?peer_timeout_seconds=5&directory={folder}"
         reader = Reader(page=PAGE, folder=tmp_path, replaced={"ipc://rooms": f"'{url}'", **ports("8000")})
         reader.save("room")
         outside = stack.enter_context(SyncBackplane(url, history=rules))

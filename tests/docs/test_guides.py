@@ -151,7 +151,7 @@ def test_task() -> None:
     """A task that is run again publishes once, and what it published is kept for the web workers."""
     names = run("guides/synchronous-code.md", "task")
     with TemporaryDirectory(prefix="bp-") as folder:
-        url = f"ipc://shop?directory={folder}"
+        url = f"ipc://shop?peer_timeout_seconds=5&directory={folder}"
         with SyncBackplane(url, history=names["HISTORY"]) as names["backplane"]:
             assert [names["ship"](42, task) for task in ("one", "one", "two")] == [True, False, True]
 

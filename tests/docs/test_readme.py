@@ -18,7 +18,7 @@ SECONDS = 20.0
 def test_room_on_four_workers(tmp_path: Path) -> None:
     """Clients of the four workers receive what a request publishes on one of them."""
     with TemporaryDirectory(prefix="bp-") as folder, ExitStack() as stack:
-        replaced = {"ipc://rooms": f"'ipc://rooms?directory={folder}'", **ports("8000")}
+        replaced = {"ipc://rooms": f"'ipc://rooms?peer_timeout_seconds=5&directory={folder}'", **ports("8000")}
         reader = Reader(page=Page("../README.md"), folder=tmp_path, replaced=replaced)
         reader.save("room")
         log = stack.enter_context(reader.running("BACKPLANE_URL=ipc://rooms"))

@@ -106,7 +106,7 @@ def test_two_workers_apart(tmp_path: Path) -> None:
 
 def test_two_workers_joined(tmp_path: Path, ipc_folder: str) -> None:
     """On `ipc://` clients of both workers receive what either sends, and what the command line publishes."""
-    replaced = {"ipc://tutorial": f"'ipc://tutorial?directory={ipc_folder}'", **ports("8000")}
+    replaced = {"ipc://tutorial": f"'ipc://tutorial?peer_timeout_seconds=5&directory={ipc_folder}'", **ports("8000")}
     reader = Reader(page=Page("tutorial/two-workers.md"), folder=tmp_path, replaced=replaced)
     reader.save("room")
     with ExitStack() as stack:

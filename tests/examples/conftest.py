@@ -42,7 +42,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     servers: dict[object, ExampleServer] = {}
     # Pytest's own folders are too deep for the path of a Unix socket.
     with TemporaryDirectory(prefix="bp-") as sockets, ExitStack() as stack:
-        broker_url = f"ipc://test?directory={sockets}"
+        broker_url = f"ipc://test?peer_timeout_seconds=5&directory={sockets}"
 
         def start(name: str, **environment: str) -> ExampleServer:
             key = (name, *sorted(environment.items()))

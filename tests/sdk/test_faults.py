@@ -41,7 +41,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if adapter == "memory":
         return "memory://"
     if adapter == "ipc":
-        return f"ipc://{tmp_path}/workers"
+        return f"ipc://{tmp_path}/workers?peer_timeout_seconds=5"
     return str(request.getfixturevalue(f"{adapter}_broker").own_url)
 
 

@@ -22,8 +22,8 @@ def directory() -> Iterator[Path]:
 
 @pytest.fixture
 def url(directory: Path) -> str:
-    """The URL of an application that only this test uses."""
-    return f"ipc://app?directory={directory}"
+    """The URL of an application of this test. It waits for a peer for longer than a loaded machine delays one."""
+    return f"ipc://app?directory={directory}&peer_timeout_seconds=20"
 
 
 @pytest.fixture

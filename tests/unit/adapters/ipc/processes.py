@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-__all__ = ["MEBIBYTE", "Process", "Worker", "folder_of", "no_garbage_collection", "sockets", "wait_until"]
+__all__ = ["MEBIBYTE", "Process", "Worker", "folder_of", "impatient", "no_garbage_collection", "sockets", "wait_until"]
 
 MEBIBYTE = 1024 * 1024
 
@@ -220,6 +220,11 @@ async def wait_until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not holds():
             await asyncio.sleep(0.005)
+
+
+def impatient(url: str, seconds: float) -> str:
+    """Return the fixture `url` with a short limit for a peer that does not answer, for a test of that limit."""
+    return url.replace("peer_timeout_seconds=20", f"peer_timeout_seconds={seconds}")
 
 
 def folder_of(directory: Path) -> Path:

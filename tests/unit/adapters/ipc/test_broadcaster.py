@@ -14,7 +14,6 @@ from tests.unit.adapters.ipc.processes import Worker
 
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
-    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 
@@ -35,13 +34,13 @@ def test_an_adapter_starts_again_in_another_event_loop(url: str) -> None:
     assert [asyncio.run(run()) for _ in range(2)] == [[("a", b"received")]] * 2
 
 
-async def test_different_names_never_meet(directory: Path, stack: AsyncExitStack) -> None:
+async def test_different_names_never_meet(url: str, stack: AsyncExitStack) -> None:
     """Similar names in one directory are separate applications."""
     names = ["app", "App", "app/", "app.", "a%70p/1", "app-1", "x" * 300, "x" * 299 + "y"]
-    workers = [await stack.enter_async_context(Worker(f"ipc://{name}?directory={directory}")) for name in names]
+    workers = [await stack.enter_async_context(Worker(url.replace("app", name, 1))) for name in names]
     for worker in workers:
         await worker.adapter.subscribe(["a"])
-    twin = await stack.enter_async_context(Worker(f"ipc://{names[0]}?directory={directory}"))
+    twin = await stack.enter_async_context(Worker(url.replace("app", names[0], 1)))
     for worker, name in zip(workers, names, strict=True):
         await worker.adapter.publish("a", name.encode())
     await workers[0].received_all_of(twin, "a")

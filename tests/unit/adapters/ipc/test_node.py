@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.unit.adapters.ipc.processes import MEBIBYTE, Process, Worker
+from tests.unit.adapters.ipc.processes import MEBIBYTE, Process, Worker, impatient
 from tests.unit.doubles import run_passes
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ async def test_two_processes_that_start_at_once_are_connected(url: str, stack: A
 
 async def test_a_frozen_peer_holds_up_one_subscription_once(url: str, stack: AsyncExitStack) -> None:
     """A peer that does not confirm is waited for once; when it runs again, a gap of just these channels is reported."""
-    url += "&peer_timeout_seconds=0.5"
+    url = impatient(url, 0.5)
     process = await stack.enter_async_context(await Process.spawn(url))
     await process.run("start")
     worker = await stack.enter_async_context(Worker(url))
@@ -60,11 +60,11 @@ async def test_a_pause_of_this_process_is_not_taken_for_silence_of_a_peer(
     url: str, stack: AsyncExitStack, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A process that was blocked while its peers confirmed still counts their confirmations, and reports no gap."""
-    url += "&peer_timeout_seconds=0.5"
+    url = impatient(url, 2)
     process = await stack.enter_async_context(await Process.spawn(url))
     await process.run("start")
     worker = await stack.enter_async_context(Worker(url))
-    asyncio.get_running_loop().call_soon(time.sleep, 1.5)
+    asyncio.get_running_loop().call_soon(time.sleep, 2.5)
     await worker.adapter.subscribe(["room"])
     await process.run("publish", "room", "now", 0, 1)
     await worker.sink.until(lambda: ("room", b"now") in worker.sink.delivered)
@@ -74,7 +74,7 @@ async def test_a_pause_of_this_process_is_not_taken_for_silence_of_a_peer(
 @pytest.mark.parametrize("publishes", [True, False])
 async def test_a_start_goes_on_without_a_frozen_peer(url: str, stack: AsyncExitStack, *, publishes: bool) -> None:
     """A peer that was stopped during our start reports a gap if and only if a message was published meanwhile."""
-    url += "&peer_timeout_seconds=0.2"
+    url = impatient(url, 0.2)
     process = await stack.enter_async_context(await Process.spawn(url))
     await process.run("start")
     await process.run("subscribe", "a")

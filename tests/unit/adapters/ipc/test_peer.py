@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.unit.adapters.ipc.processes import MEBIBYTE, Process, Worker, sockets, wait_until
+from tests.unit.adapters.ipc.processes import MEBIBYTE, Process, Worker, impatient, sockets, wait_until
 
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
@@ -98,7 +98,7 @@ async def test_a_publisher_that_dies_with_bytes_in_memory_leaves_a_gap(url: str,
 
 async def test_a_late_peer_that_dies_leaves_a_gap(url: str, stack: AsyncExitStack) -> None:
     """A peer that died before it confirmed a subscription may have published: a gap is reported at its death."""
-    url += "&peer_timeout_seconds=0.2"
+    url = impatient(url, 0.2)
     process = await stack.enter_async_context(await Process.spawn(url))
     await process.run("start")
     worker = await stack.enter_async_context(Worker(url))

@@ -31,8 +31,8 @@ async def test_a_socket_that_answers_garbage_is_ignored(
     server = await asyncio.start_unix_server(answer, folder_of(directory) / "1-00000000.sock")
     stack.push_async_callback(server.wait_closed)
     stack.callback(server.close)
-    worker = await stack.enter_async_context(Worker(url + "&peer_timeout_seconds=30"))
-    twin = await stack.enter_async_context(Worker(url + "&peer_timeout_seconds=30"))
+    worker = await stack.enter_async_context(Worker(url))
+    twin = await stack.enter_async_context(Worker(url))
     await worker.adapter.subscribe(["a"])
     await worker.received_all_of(twin, "a")
     assert connections == 2  # one from each
