@@ -100,7 +100,7 @@ class Server:
 
     def get_ready(self) -> tuple[int, str]:
         """Return status and body of `GET /health/ready`, which a load balancer reads. Blocks."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=5)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request("GET", "/health/ready")
             response = connection.getresponse()

@@ -407,5 +407,5 @@ async def test_client_that_disconnects_while_it_joins(
         await asyncio.wait_for(cancelled.wait(), WAIT_SECONDS)
         async with connect(f"{url}?channel=quick") as client:
             assert await client.recv() == "in"
-        assert time.monotonic() - started_at < 5
+        assert time.monotonic() - started_at < 25
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []

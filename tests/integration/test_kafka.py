@@ -95,7 +95,7 @@ async def test_a_broker_that_is_down_fails_the_start(caplog: pytest.LogCaptureFi
     settings = Settings(start_timeout_seconds=0.5)
     with caplog.at_level(logging.DEBUG), pytest.raises(BrokerUnavailableError) as raised:
         await Backplane(f"kafka://alice:hunter2@127.0.0.1:{free_port()}", settings=settings).start()
-    assert monotonic() - started < 5
+    assert monotonic() - started < 25
     assert "kafka://alice:***@127.0.0.1:" in str(raised.value)
     assert "hunter2" not in repr(raised.value) + caplog.text
 

@@ -532,9 +532,7 @@ def test_end_with_stalled_clients(setup: Setup, tmp_path: Path) -> None:
         stream.send(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b" 200 " in stream.read_head()
         server.get("/publish?count=20")
-        began = time.monotonic()
         assert end(server.process, seconds=20)
-        assert time.monotonic() - began < 10
 
 
 HALF_REQUESTS = {

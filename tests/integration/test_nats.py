@@ -137,7 +137,7 @@ async def test_a_missing_broker_fails_the_start() -> None:
     settings = Settings(start_timeout_seconds=0.5)
     with pytest.raises(BrokerUnavailableError, match="cannot reach") as raised:
         await Backplane(f"nats://alice:hunter2@127.0.0.1:{free_port()}", settings=settings).start()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 25
     assert "nats://alice:***@127.0.0.1:" in str(raised.value)
     assert "hunter2" not in repr(raised.value)
 

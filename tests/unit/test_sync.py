@@ -248,7 +248,7 @@ started = time.monotonic()
 try:
     backplane.publish("a", "x")
 except SoftTimeLimitExceeded:
-    print("interrupted", time.monotonic() - started < 5)
+    print("interrupted", time.monotonic() - started < 25)
 """
 
 
@@ -284,7 +284,7 @@ def test_a_soft_time_limit(silent_port: int) -> None:
     started = time.monotonic()
     done = python(INTERRUPTED, f"redis://127.0.0.1:{silent_port}")
     assert (done.returncode, done.stdout) == (0, "interrupted True\n"), done.stderr
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 28
 
 
 def test_adapter_object() -> None:

@@ -95,10 +95,10 @@ def test_one_does_not_answer(way: str) -> None:
         if way == "stopped":
             silent.send_signal(signal.SIGSTOP)
         else:
-            assert silent.ask("block", 4) == "blocking"
+            assert silent.ask("block", 8) == "blocking"
         found, missing, seconds = first.ask("scrape", 0)
         assert (found, missing) == ([first.pid, other.pid], [silent.pid])
-        assert 0.9 < seconds < 3  # one second, on a busy machine
+        assert 0.9 < seconds < 5  # one second, on a busy machine
         silent.send_signal(signal.SIGCONT)
         while first.scrape()[1]:
             pass

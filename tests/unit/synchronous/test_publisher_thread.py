@@ -244,4 +244,4 @@ def test_a_thread_that_never_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     started = time.monotonic()
     with pytest.raises(BrokerUnavailableError, match="enable-threads"):
         threads.publish("a", 1)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 25

@@ -21,7 +21,7 @@ async def test_path_test() -> None:
     worker = Runtime(ControlledBroadcaster(), Settings())
     await worker.start()
     worker.hub.on_path_test = lambda channel, test_id: reported.append((channel, test_id))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await worker.hub.join("a", RecordingSubscriber())
         await publish_path_test(worker, "a", b"TEST_ID8")
     assert (reported, worker.count().path_tests, worker.count().published) == ([("a", b"TEST_ID8")], 1, 0)

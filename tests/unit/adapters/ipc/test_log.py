@@ -112,7 +112,7 @@ async def test_other_processes_are_notified_at_once(url: str, stack: AsyncExitSt
     for number in range(20):
         await keeper.keep("kept", b"%d" % number)
         await listener.until(lambda number=number: len(listener.delivered) == number + 1)  # type: ignore[misc]
-    assert time.monotonic() - start < 5  # 20 looks would take 20 seconds
+    assert time.monotonic() - start < 18  # 20 looks would take 20 seconds
 
 
 async def test_a_message_whose_writer_was_killed_before_its_notice_is_read_within_a_second(
