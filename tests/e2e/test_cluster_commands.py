@@ -102,7 +102,7 @@ def _serving(url: str, folder: Path) -> Generator[Application]:
     environment = {"BACKPLANE_URL": url, "TEST_CONTROL_SECRET": _SECRET}
     with server_process(command, folder, cwd=_ROOT, environment=environment) as server:
         application = Application(port, url)
-        server.wait_until(application.is_ready, "all workers know each other", seconds=30)
+        server.wait_until(application.is_ready, "all workers know each other", seconds=60)
         yield application
 
 
@@ -147,8 +147,8 @@ def test_commands(broker_url: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("broker_url", "command"),
     [
-        ("ipc", ["survey", "load", "--timeout", "2.5"]),
-        ("redis", ["disconnect", "--user", "ada", "--confirm", "2.5"]),
+        ("ipc", ["survey", "load", "--timeout", "5"]),
+        ("redis", ["disconnect", "--user", "ada", "--confirm", "5"]),
     ],
     indirect=["broker_url"],
 )

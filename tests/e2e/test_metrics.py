@@ -101,11 +101,11 @@ def test_a_killed_worker_a_stopped_one_and_a_stopped_broker(
     broker = private_redis()
     with run(server_name[0], broker.url, tmp_path, *server_name[1:]) as server:
         scraper = Scraper(server)
-        assert scraper.of("backplane_link_up") == dict.fromkeys(server.pids, 1)
+        scraper.wait_for("backplane_link_up", dict.fromkeys(server.pids, 1))
         assert len(server.pids) == WORKERS
         publish(server, 20)
-        assert sum(scraper.of("backplane_publishes_total", outcome="ok").values()) == 20
-        assert scraper.shown("backplane_scrape_workers_missing") == {0: 0}
+        scraper.wait_for("backplane_scrape_workers_missing", {0: 0})
+        assert sum(scraper.shown("backplane_publishes_total", outcome="ok").values()) == 20
         # Every series is there for every worker, whatever it has done.
         names = {name for name, pairs in scraper._shown if dict(pairs).get("worker")}  # pyright: ignore[reportPrivateUsage]
         for name in names:
@@ -120,7 +120,7 @@ def test_a_killed_worker_a_stopped_one_and_a_stopped_broker(
         scraper.wait_for("backplane_link_up", dict.fromkeys((successor, stopped, *others), 1))
 
         os.kill(stopped, signal.SIGSTOP)
-        assert scraper.of("backplane_link_up") == dict.fromkeys((successor, *others), 1)
+        scraper.wait_for("backplane_link_up", dict.fromkeys((successor, *others), 1))
         assert scraper.seconds > 0.9  # it is waited for
         assert scraper.shown("backplane_worker_up") == {**dict.fromkeys((successor, *others), 1), stopped: 0}
         assert scraper.shown("backplane_scrape_workers_missing") == {0: 1}
@@ -173,7 +173,7 @@ def test_a_real_prometheus(private_redis: StartRedis, tmp_path: Path) -> None:
         wait_for("backplane_link_up", workers(successor, stopped, *others))
 
         # On a loaded machine one that waits a second for the stopped worker can take longer than Prometheus waits.
-        assert watcher.query('avg(avg_over_time(up{job="backplane"}[10m]))')[""] > 0.7
+        assert watcher.query('avg(avg_over_time(up{job="backplane"}[10m]))')[""] > 0.5
         for metric in METRICS:
             if metric.kind != "gauge":
                 name = metric.name + "_count" * (metric.kind == "histogram")
@@ -215,13 +215,13 @@ def test_metrics_lint(private_redis: StartRedis, tmp_path: Path) -> None:
 def test_other_servers(server: str, private_redis: StartRedis, tmp_path: Path) -> None:
     """The workers of any server that starts them by `multiprocessing` find each other."""
     with run(server, private_redis().url, tmp_path) as started:
-        assert Scraper(started).of("backplane_link_up") == dict.fromkeys(started.pids, 1)
+        Scraper(started).wait_for("backplane_link_up", dict.fromkeys(started.pids, 1))
 
 
 def test_many_workers(private_redis: StartRedis, tmp_path: Path) -> None:
     """One scrape shows sixteen workers, whose text is made in a thread."""
     with serving("gunicorn", private_redis().url, tmp_path, app="metrics_app", workers=16) as server:
-        assert Scraper(server).of("backplane_link_up") == dict.fromkeys(server.pids, 1)
+        Scraper(server).wait_for("backplane_link_up", dict.fromkeys(server.pids, 1))
 
 
 @pytest.mark.parametrize("place", ["long", "readonly"])
@@ -231,4 +231,4 @@ def test_an_unusual_temporary_directory(place: str, private_redis: StartRedis, t
     strange.mkdir()
     strange.chmod(0o700 if place == "long" else 0o500)
     with run("gunicorn", private_redis().url, tmp_path, TMPDIR=str(strange)) as server:
-        assert Scraper(server).of("backplane_link_up") == dict.fromkeys(server.pids, 1)
+        Scraper(server).wait_for("backplane_link_up", dict.fromkeys(server.pids, 1))

@@ -340,9 +340,12 @@ def warm(server: AttackedServer) -> None:
     wait_until(lambda: server.get("/health")[0] == 0, "no client is left")
 
 
-@pytest.fixture(params=LOOPS, ids=lambda setup: f"{setup.loop}-{setup.way}")
+@pytest.fixture(
+    params=[*LOOPS[:2], *(pytest.param(setup, marks=pytest.mark.full) for setup in LOOPS[2:])],
+    ids=lambda setup: f"{setup.loop}-{setup.way}",
+)
 def setup(request: pytest.FixtureRequest) -> Setup:
-    """A test with this fixture runs on both event loops, with the lane and without, and handed over."""
+    """A test with this fixture runs on both event loops, with the lane and handed over; with --chaos=full without."""
     chosen: Setup = request.param
     return chosen
 
