@@ -54,6 +54,7 @@ __all__ = [
     "SupportsInspect",
     "SupportsLinkCheck",
     "SupportsOthers",
+    "SupportsPrefixes",
     "SupportsResume",
     "SupportsSchema",
     "SupportsTransactions",
@@ -99,6 +100,8 @@ class Capabilities:
         live_may_skip: A message that was stored can, rarely, never be delivered live, without an error and without a
             later message that shows it (NATS at a change of the leader): the core compares quiet channels from time to
             time.
+        patterns: The adapter, as it is configured, delivers every channel that begins with a prefix (it is a
+            `SupportsPrefixes`), so that subscriptions to patterns can be offered.
     """
 
     brokered: bool
@@ -110,6 +113,7 @@ class Capabilities:
     deduplicates: bool = False
     parts: bool = False
     live_may_skip: bool = False
+    patterns: bool = False
 
 
 class Options(BaseModel):
@@ -462,6 +466,50 @@ class SupportsOthers(Protocol):
 
         Raises:
             BrokerError: The broker could not be asked.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsPrefixes(Protocol):
+    """An optional ability of a `Broadcaster`: to deliver every channel that begins with a prefix.
+
+    `capabilities.patterns` declares it. The core offers patterns on top: it passes the literal prefix of each pattern,
+    what is before its first `*`, and matches the whole pattern itself. The empty prefix stands for every channel.
+
+    Prefixes and channels are subscribed to and unsubscribed from independently of each other. A message of a channel
+    that is subscribed by its name, by a prefix, or by several of them is delivered exactly once, in the order of its
+    channel, also while one of them is added or removed. What `SupportsHistory.keep` publishes is delivered as well,
+    with its place.
+
+    The core passes each prefix that is wanted, also one that begins with another one that is wanted: the adapter
+    decides what it asks its broker for. Channels of this package, which begin with `$backplane/`, may be delivered for
+    the empty prefix: the core ignores those that it has not subscribed to by name.
+
+    As subscriptions of channels, those of prefixes end with `stop` or a lost link, and the core passes them again after
+    the next `start`. A `SupportsResume` keeps them over `suspend` and `resume`, which delivers what it missed of them
+    too; afterwards the core passes those that are wanted once more, and unsubscribes from the others. After a gap of
+    one channel on a prefix alone, `Sink.gap` names that channel, or `ALL` where the channels are not known. A prefix
+    cannot be reported to `Sink.revoked`: report the link as lost, or subscribe again and report a gap of `ALL`.
+    """
+
+    async def subscribe_prefixes(self, prefixes: Collection[str]) -> None:
+        """Subscribe to every channel that begins with one of `prefixes`; the core passes some hundreds, none twice.
+
+        When it returns, every later publish of any worker to such a channel is delivered, whether or not the channel
+        was used before, or a gap or a loss is reported.
+
+        Raises:
+            SubscribeError: As for `Broadcaster.subscribe`, with prefixes in the place of channels.
+            BrokerUnavailableError: The link is lost.
+        """
+        ...
+
+    async def unsubscribe_prefixes(self, prefixes: Collection[str]) -> None:
+        """Unsubscribe from `prefixes`. When it returns, nothing more is delivered because of them alone.
+
+        Raises:
+            BrokerUnavailableError: The link is lost, and with it every subscription.
         """
         ...
 
