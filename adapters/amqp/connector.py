@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from backplane.adapters.amqp.connection import AmqpConnection
 from backplane.adapters.amqp.errors import CONNECT_ERRORS, connect_error, unavailable
 from backplane.adapters.amqp.options import default_port, tls_settings, virtual_host
-from backplane.adapters.shared.connect_race import NoneConnectedError, first_connected
+from backplane.adapters.shared.connect_race import first_usable
 from backplane.adapters.shared.credentials import ask_login
+from backplane.adapters.shared.server_address import format_server
 from backplane.concurrency.timeouts import PatientTimeout
-from backplane.errors import BrokerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +22,6 @@ __all__ = ["Connector"]
 
 _Connection = TypeVar("_Connection", bound=AmqpConnection)
 
-# After it the next server is tried as well, where one does not answer.
-_NEXT_SERVER_SECONDS: Final = 1.0
 _GUEST: Final = "guest"  # the user of a new server, who may connect from its own host alone
 
 
@@ -53,32 +51,16 @@ class Connector:
             BrokerError: No server takes it.
             ConfigurationError: The callable that `credentials` names is missing, or returned something else.
         """
-        failures: list[BrokerError] = []
         login = await self._login()
-
-        async def connect(server: tuple[str, int]) -> _Connection:
-            try:
-                return await self._connect(make(), server, login)
-            except BrokerError as error:
-                failures.append(error)
-                raise
-
-        try:
-            return await first_connected(
-                self._servers,
-                connect,
-                end=lambda connection: connection.end(unavailable("another one was faster")),
-                failures=(BrokerError,),
-                next_after_seconds=_NEXT_SERVER_SECONDS,
-            )
-        except NoneConnectedError:
-            refusals = [error for error in failures if not error.retriable]
-            if refusals or len(failures) == 1:  # a refusal first: no other try helps against it
-                raise (refusals or failures)[0] from failures[-1].__cause__
-            raise unavailable("; ".join(error.reason for error in failures)) from failures[-1]
+        return await first_usable(
+            self._servers,
+            lambda server: self._connect(make(), server, login),
+            end=lambda connection: connection.end(unavailable("another one was faster")),
+            adapter="amqp",
+        )
 
     async def _connect(self, connection: _Connection, server: tuple[str, int], login: tuple[str, str]) -> _Connection:
-        where = self._where(server)
+        where = format_server(self._url, server)
         try:
             async with PatientTimeout(self._options.connect_timeout_seconds):
                 await connection.open(
@@ -95,12 +77,6 @@ class Connector:
         except CONNECT_ERRORS as error:
             raise connect_error(error, where) from error
         return connection
-
-    def _where(self, server: tuple[str, int]) -> str:
-        if len(self._servers) == 1:
-            return str(self._url)
-        host = f"[{server[0]}]" if ":" in server[0] else server[0]
-        return f"{self._url}, server {host}:{server[1]},"
 
     async def _login(self) -> tuple[str, str]:
         """Return user and password; without a user those of a new server."""

@@ -10,7 +10,7 @@ from backplane.adapters.nats.errors import unavailable
 from backplane.adapters.nats.link import NatsLink
 from backplane.adapters.nats.login import Tls
 from backplane.adapters.nats.servers import DEFAULT_PORT, Server, Servers
-from backplane.adapters.shared.connect_race import NoneConnectedError, first_connected
+from backplane.adapters.shared.connect_race import NEXT_SERVER_SECONDS, NoneConnectedError, first_connected
 from backplane.adapters.shared.error_chain import certificate_error, reason_of
 from backplane.adapters.shared.tls import client_context
 from backplane.errors import BrokerAuthenticationError, BrokerError
@@ -30,8 +30,6 @@ __all__ = ["NatsConnector"]
 _CREDENTIALS_REFUSED: Final = re.compile(
     r"^(?!no credentials: ).*(authorization violation|authentication (expired|revoked)|credentials)", re.I
 )
-# After it the next server is tried as well, where one does not answer.
-_NEXT_SERVER_SECONDS: Final = 1.0
 
 
 class NatsConnector:
@@ -99,7 +97,7 @@ class NatsConnector:
                 connect,
                 end=NatsLink.abort,
                 failures=(OSError, BrokerError),
-                next_after_seconds=_NEXT_SERVER_SECONDS,
+                next_after_seconds=NEXT_SERVER_SECONDS,
             )
         except NoneConnectedError as error:
             raise self._error(failures) from error.failures[-1]

@@ -8,6 +8,7 @@ from ipaddress import ip_address
 from itertools import count, zip_longest
 from typing import TYPE_CHECKING, Final
 
+from backplane.adapters.shared.server_address import format_address
 from backplane.broadcaster import split_address
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Server:
         return cls(host, port, host)
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return format_address((self.host, self.port))
 
 
 class Servers:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from backplane.adapters.postgres.connection import PostgresConnection, open_session
 from backplane.adapters.postgres.errors import CONNECT_ERRORS, connect_error, unavailable
 from backplane.adapters.postgres.options import servers_of, tls_settings
-from backplane.adapters.shared.connect_race import NoneConnectedError, first_connected
+from backplane.adapters.shared.connect_race import first_usable
 from backplane.adapters.shared.credentials import ask_login
+from backplane.adapters.shared.server_address import format_server
 from backplane.concurrency.timeouts import PatientTimeout
-from backplane.errors import BrokerError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from backplane.adapters.postgres.options import PostgresOptions, Server
     from backplane.broadcaster import BrokerUrl
 
 __all__ = ["Connector"]
-
-# After it the next server is tried as well, where one does not answer.
-_NEXT_SERVER_SECONDS: Final = 1.0
 
 
 class Connector:
@@ -47,29 +42,16 @@ class Connector:
             BrokerError: No server is reachable and a primary.
             ConfigurationError: The callable that `credentials` names is missing, or returned something else.
         """
-        failures: list[BrokerError] = []
         user, password = await self._login()
-
-        async def connect(server: Server) -> PostgresConnection:
-            try:
-                return await self._connect(server, user, password)
-            except BrokerError as error:
-                failures.append(error)
-                raise
-
-        try:
-            return await first_connected(
-                self._servers,
-                connect,
-                end=lambda connection: connection.end("another one was faster"),
-                failures=(BrokerError,),
-                next_after_seconds=_NEXT_SERVER_SECONDS,
-            )
-        except NoneConnectedError:
-            raise _one_of(failures) from failures[-1]
+        return await first_usable(
+            self._servers,
+            lambda server: self._connect(server, user, password),
+            end=lambda connection: connection.end("another one was faster"),
+            adapter="postgres",
+        )
 
     async def _connect(self, server: Server, user: str | None, password: str | None) -> PostgresConnection:
-        where = self._where(server)
+        where = format_server(self._url, server)
         try:
             async with PatientTimeout(self._options.connect_timeout_seconds):
                 connection = await open_session(
@@ -97,12 +79,6 @@ class Connector:
             raise unavailable(f"sessions of {where} are read-only, and the URL demands target_session_attrs=read-write")
         return connection
 
-    def _where(self, server: Server) -> str:
-        if len(self._servers) == 1:
-            return str(self._url)
-        host = f"[{server[0]}]" if ":" in server[0] else server[0]
-        return f"{self._url}, server {host}:{server[1]},"
-
     async def _login(self) -> tuple[str | None, str | None]:
         """Return user and password; asyncpg looks for what is missing where libpq does."""
         path = self._options.credentials
@@ -110,13 +86,3 @@ class Connector:
             return self._url.username, self._url.password
         username, password = await ask_login(path, adapter="postgres", seconds=self._options.connect_timeout_seconds)
         return username or self._url.username, password
-
-
-def _one_of(failures: Sequence[BrokerError]) -> BrokerError:
-    """Return one error for all servers: the first refusal, because no other try helps against it, else all."""
-    if len(failures) == 1:
-        return failures[0]
-    for error in failures:
-        if not error.retriable:
-            return error
-    return unavailable("; ".join(error.reason for error in failures))

@@ -13,7 +13,8 @@ import hiredis
 from backplane.adapters.redis.errors import classify_reply, connect_error, login_error, unavailable
 from backplane.adapters.redis.login import open_connection
 from backplane.adapters.redis.options import speaks_tls, tls_context
-from backplane.adapters.redis.server_info import Address, ServerInfo, format_address, server_info
+from backplane.adapters.redis.server_info import Address, ServerInfo, server_info
+from backplane.adapters.shared.server_address import format_address
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerError, BrokerUnavailableError
 

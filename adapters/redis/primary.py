@@ -17,7 +17,8 @@ from backplane.adapters.redis.connect import identify
 from backplane.adapters.redis.credentials import find_credentials
 from backplane.adapters.redis.errors import unavailable
 from backplane.adapters.redis.publisher_link import PublisherLink
-from backplane.adapters.redis.server_info import format_address, primary_of
+from backplane.adapters.redis.server_info import primary_of
+from backplane.adapters.shared.server_address import format_address
 from backplane.errors import BrokerError, ConfigurationError
 from backplane.journal.events import BROKER_DETAIL, BROKER_MISFIT
 from backplane.journal.writing import write

@@ -23,8 +23,8 @@ from backplane.adapters.redis.connect import Endpoint
 from backplane.adapters.redis.errors import unavailable
 from backplane.adapters.redis.link import RedisLink
 from backplane.adapters.redis.options import RedisOptions
-from backplane.adapters.redis.server_info import format_address
 from backplane.adapters.shared.error_chain import reason_of
+from backplane.adapters.shared.server_address import format_address
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerAuthenticationError, BrokerError, ConfigurationError
 

@@ -5,18 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Address", "ServerInfo", "format_address", "info_fields", "primary_of", "server_info"]
+from backplane.adapters.shared.server_address import format_address
+
+__all__ = ["Address", "ServerInfo", "info_fields", "primary_of", "server_info"]
 
 Address = tuple[str, int] | str
 """An IP address with a port, or the path of a Unix socket."""
-
-
-def format_address(address: Address) -> str:
-    """Return an address as a URL writes it."""
-    if isinstance(address, str):
-        return address
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,7 @@ import hiredis
 from backplane.adapters.redis.address_race import first_usable
 from backplane.adapters.redis.errors import classify_reply, unavailable
 from backplane.adapters.redis.options import check_options
-from backplane.adapters.redis.server_info import format_address, info_fields
+from backplane.adapters.redis.server_info import info_fields
 from backplane.adapters.redis_cluster.classic import ClassicClusterBroadcaster
 from backplane.adapters.redis_cluster.connector import Connector
 from backplane.adapters.redis_cluster.links import ShardPublisherLink
@@ -34,6 +34,7 @@ from backplane.adapters.redis_cluster.options import RedisClusterOptions
 from backplane.adapters.redis_cluster.ordering import ShardedPublisher
 from backplane.adapters.redis_cluster.slots import DEFAULT_PORT, SLOTS, SlotMap, moved_to, slot_of
 from backplane.adapters.redis_cluster.topology import newest_report, report_of
+from backplane.adapters.shared.server_address import format_address
 from backplane.broadcaster import Broadcaster, Capabilities
 from backplane.channels import RESERVED_PREFIX
 from backplane.concurrency.shared_future import outcome_of

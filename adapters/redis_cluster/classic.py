@@ -13,10 +13,10 @@ from backplane.adapters.redis.broadcaster import RedisBroadcaster
 from backplane.adapters.redis.connect import Endpoint
 from backplane.adapters.redis.errors import unavailable
 from backplane.adapters.redis.publisher_link import PublisherLink
-from backplane.adapters.redis.server_info import format_address
 from backplane.adapters.redis_cluster.connector import Connector
 from backplane.adapters.redis_cluster.slots import DEFAULT_PORT
 from backplane.adapters.redis_cluster.topology import report_of
+from backplane.adapters.shared.server_address import format_address
 
 if TYPE_CHECKING:
     from backplane.adapters.redis.link import RedisLink

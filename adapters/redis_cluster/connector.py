@@ -12,7 +12,7 @@ from backplane.adapters.redis.connect import Endpoint
 from backplane.adapters.redis.credentials import find_credentials
 from backplane.adapters.redis.errors import unavailable
 from backplane.adapters.redis.link import RedisLink
-from backplane.adapters.redis.server_info import format_address
+from backplane.adapters.shared.server_address import format_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

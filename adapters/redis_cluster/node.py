@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 import hiredis
 
 from backplane.adapters.redis.errors import classify_reply, unavailable
-from backplane.adapters.redis.server_info import format_address
 from backplane.adapters.redis_cluster.links import ShardPublisherLink, ShardSubscriberLink
 from backplane.adapters.redis_cluster.slots import slot_of
+from backplane.adapters.shared.server_address import format_address
 from backplane.channels import RESERVED_PREFIX
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerError

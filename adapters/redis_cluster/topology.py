@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import hiredis
 
 from backplane.adapters.redis.errors import classify_reply, is_denied, unavailable
-from backplane.adapters.redis.server_info import format_address, info_fields
+from backplane.adapters.redis.server_info import info_fields
 from backplane.adapters.redis_cluster.slots import slot_map
+from backplane.adapters.shared.server_address import format_address
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerError, BrokerUnavailableError
 from backplane.journal.events import BROKER_DETAIL

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from backplane.adapters.shared.error_chain import reason_of
+from backplane.errors import BrokerError, BrokerUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
 
-__all__ = ["NoneConnectedError", "first_connected"]
+__all__ = ["NEXT_SERVER_SECONDS", "NoneConnectedError", "first_connected", "first_usable"]
+
+NEXT_SERVER_SECONDS: Final = 1.0
+"""After it the next server of a URL is tried as well, where one does not answer."""
 
 _Target = TypeVar("_Target")
 _Link = TypeVar("_Link")
@@ -76,6 +82,39 @@ async def first_connected(
     if winner is None:
         raise NoneConnectedError(failed)
     return winner.result()
+
+
+async def first_usable(
+    targets: Iterable[_Target],
+    connect: Callable[[_Target], Coroutine[Any, Any, _Link]],
+    *,
+    end: Callable[[_Link], object],
+    adapter: str,
+    next_after_seconds: float = NEXT_SERVER_SECONDS,
+) -> _Link:
+    """Do as `first_connected` does after each `BrokerError`, and raise one error for all targets.
+
+    Args:
+        targets: Where to connect.
+        connect: Connects to one of them.
+        end: Ends a link at once.
+        adapter: Name of the adapter, for the error.
+        next_after_seconds: After this time without an answer the next target is tried as well.
+
+    Raises:
+        BrokerError: None is usable: the first error against which no repetition helps, else all of them in one.
+    """
+    try:
+        return await first_connected(
+            targets, connect, end=end, failures=(BrokerError,), next_after_seconds=next_after_seconds
+        )
+    except NoneConnectedError as error:
+        failures = [failure for failure in error.failures if isinstance(failure, BrokerError)]
+    final = [failure for failure in failures if not failure.retriable]
+    if final or len(failures) == 1:
+        raise (final or failures)[0]  # outside of the handler: an error that is raised as it is keeps its own cause
+    reason = "; ".join(map(reason_of, failures)) or "the name has no address"
+    raise BrokerUnavailableError(reason, adapter=adapter) from (failures[-1] if failures else None)
 
 
 async def _end_all(tasks: Sequence[asyncio.Task[_Link]], end: Callable[[_Link], object]) -> None:

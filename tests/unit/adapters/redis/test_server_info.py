@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from backplane.adapters.redis.server_info import format_address, primary_of
+from backplane.adapters.redis.server_info import primary_of
 
 ROLES: list[tuple[object, str]] = [
     ([b"slave", b"10.0.0.1", 6379, b"connected", 5], "10.0.0.1:6379"),
@@ -20,9 +20,3 @@ ROLES: list[tuple[object, str]] = [
 def test_only_a_replica_names_a_primary(role: object, primary: str) -> None:
     """The reply of a replica to ROLE holds the address of its primary; no other reply holds one."""
     assert primary_of(role) == primary
-
-
-def test_address_is_written_as_in_a_url() -> None:
-    """An IPv6 address stands in brackets, and a path as it is."""
-    assert format_address(("2001:db8::3", 6379)) == "[2001:db8::3]:6379"
-    assert format_address("/run/redis.sock") == "/run/redis.sock"

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from backplane.adapters.shared.connect_race import NoneConnectedError, first_connected
+from backplane.adapters.shared.connect_race import NoneConnectedError, first_connected, first_usable
+from backplane.errors import BrokerAuthenticationError, BrokerError, BrokerUnavailableError
 from tests.unit.doubles import until_idle
 
 pytestmark = pytest.mark.anyio
@@ -143,3 +144,34 @@ async def test_other_error_is_raised_as_it_is() -> None:
     with pytest.raises(RuntimeError, match="a fault"):
         await race(network, *targets)
     assert network.tried == [ONE]
+
+
+ONE_DOWN, TWO_DOWN = (BrokerUnavailableError(word, adapter="x") for word in ("one", "two"))
+REFUSED = BrokerAuthenticationError("no", adapter="x")
+
+
+@pytest.mark.parametrize(
+    ("failures", "expected"),
+    [
+        ([ONE_DOWN, TWO_DOWN], BrokerUnavailableError("one; two", adapter="nice")),
+        ([ONE_DOWN, REFUSED], REFUSED),
+        ([ONE_DOWN], ONE_DOWN),
+        ([], BrokerUnavailableError("the name has no address", adapter="nice")),
+    ],
+)
+async def test_one_error_names_every_failure(failures: list[BrokerError], expected: BrokerError) -> None:
+    """The error holds that of every target, unless a repetition does not help against one: then it is that one."""
+    network = Network()
+    for target, failure in zip(targets, failures, strict=False):
+        network.answer(target, failure)
+    with pytest.raises(BrokerError) as raised:
+        await first_usable(targets[: len(failures)], network.connect, end=Link.end, adapter="nice")
+    assert (type(raised.value), str(raised.value)) == (type(expected), str(expected))
+
+
+async def test_usable_target_is_returned() -> None:
+    """Errors of brokers alone let the next target be tried."""
+    network, link = Network(), Link()
+    network.answer(ONE, ONE_DOWN)
+    network.answer(TWO, link)
+    assert await first_usable(targets, network.connect, end=Link.end, adapter="nice") is link
