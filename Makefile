@@ -66,7 +66,7 @@ dashboard: $(VENV)/.installed-dev ## Make the dashboard of examples/observabilit
 docs-serve: $(VENV)/.installed-dev ## Serve the documentation on port 8000, built anew at each change; ARGS="-a localhost:9000"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --watch backplane --watch adapters --watch mkdocs_hooks $(ARGS)
 
-bench: $(VENV)/.installed-dev ## Measure for five minutes; ARGS="--output benchmarks/results/today.json"
+bench: $(VENV)/.installed-dev ## Measure for eight minutes; ARGS="--output benchmarks/results/today.json"
 	$(BIN)/python -m benchmarks short $(ARGS)
 
 bench-full: $(VENV)/.installed-dev competitors ## Measure every scenario on every adapter, beside floors and competitors

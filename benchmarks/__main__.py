@@ -154,13 +154,13 @@ for _name, _scenario in SCENARIOS.items():
 
 @app.command()
 def short(output: Output = CACHE / "short.json") -> None:
-    """Run what `make bench` runs: about six minutes."""
+    """Run what `make bench` runs: about eight minutes."""
     session(SHORT, output)
 
 
 @app.command()
 def full(output: Output = CACHE / "full.json") -> None:
-    """Run every scenario on every adapter, with floors and competitors: an hour and a half."""
+    """Run every scenario on every adapter, with floors and competitors: two hours."""
     session(FULL, output)
 
 

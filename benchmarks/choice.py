@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from backplane.broker.registry import broadcaster_from_url
 from benchmarks.competitors import catalog as competitors
 from benchmarks.harness import capacity
 from benchmarks.harness.candidate import Serving, backplane, floors, raw_clients, sdk
@@ -128,6 +129,7 @@ _OF_BACKPLANE = {
     "heartbeats": "what is measured is the heartbeats and the drain of backplane",
     "history": "it has no history",
     "presence": "it has no presence",
+    "publishes": "it has no publishes of the application itself",
     "rooms": "it has no rooms of SDK clients beside raw ones",
 }
 """What backplane alone has, and why another candidate cannot take part."""
@@ -149,13 +151,20 @@ def _unable(scenario: Scenario, candidate: Candidate, choice: Choice, brokers: B
         return _OF_BACKPLANE[scenario.needs]
     if candidate.dialect in (SDK, SDK_PROTOBUF) and not scenario.has_sdk_clients:
         return "the scenario has clients of its own"
-    if scenario.needs == "history" and candidate.workers > 1:
-        return "what is measured is one worker"
+    if scenario.needs in ("history", "publishes") and candidate.workers > 1:
+        return "what is measured is one process"
+    if scenario.needs == "history" and _keeps(candidate) == "nothing":
+        return "its adapter keeps no history"
     if scenario.needs == "presence" and candidate.workers > 1:
         return f"its {presence.WORKERS} workers are started one by one, to be measured apart"
-    if scenario.needs == "presence" and candidate.environment["BACKPLANE_URL"].startswith("memory:"):
+    if scenario.needs == "presence" and candidate.scheme == "memory":
         return "memory:// reaches one worker only"
     return ""
+
+
+def _keeps(candidate: Candidate) -> str:
+    """Return where the adapter of backplane keeps a history; the broker is not asked."""
+    return broadcaster_from_url(candidate.environment["BACKPLANE_URL"]).capabilities.keeps
 
 
 def _settings(options: Options, choice: Choice) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.choice import Choice
+from benchmarks.harness.brokers import NAMES
 from benchmarks.harness.candidate import Serving
 
 if TYPE_CHECKING:
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FULL", "SHORT"]
 
-_ALL = ("memory", "ipc", "redis", "nats", "kafka")
+_ALL: Final = NAMES
+_WITH_HISTORY: Final = ("memory", "ipc", "redis", "nats", "kafka")
 
 _BESIDE: Final = Choice(
     urls=("redis",),
@@ -45,11 +47,12 @@ SHORT: Final[Sequence[tuple[str, Choice]]] = (
             options=(("connections", 1000), ("channels", 50), ("seconds", 5.0), ("warm_up_seconds", 1.0)),
         ),
     ),
+    ("publishes", Choice(urls=_ALL, repetitions=1, options=(("seconds", 1.0), ("warm_up_seconds", 0.5)))),
 )
-"""About six minutes on two cores: a run takes its seconds, one of warm-up, and about two to start and to end.
+"""About eight minutes on two cores: a run takes its seconds, one of warm-up, and about two to start and to end.
 
-That makes 225 s for 24 runs of fan-out and 21 of saturation, and 150 s for the others. A competitor that is not
-installed is reported with the reason.
+That makes 225 s for 24 runs of fan-out and 21 of saturation, and 230 s for the others, of which 40 s are the start of
+brokers. A competitor that is not installed is reported with the reason.
 """
 
 _REDIS: Final = Choice(urls=("redis",), lane=True, floors=True, options=(("seconds", 3.0),))
@@ -101,16 +104,17 @@ FULL: Final[Sequence[tuple[str, Choice]]] = (
     ("fanout", replace(_REDIS, competitors=("broadcaster",), serving=Serving(workers=2))),
     ("slow", Choice(lane=True, options=(("connections", 999), ("stalled", 1), ("rate", 40.0)))),
     ("slow", _FLOOD),
-    ("fanout", replace(_ONCE, urls=("ipc", "redis", "nats", "kafka"), serving=Serving(workers=4))),
+    ("fanout", replace(_ONCE, urls=_ALL[1:], serving=Serving(workers=4))),
     ("saturation", Choice(urls=("redis",), lane=True, serving=Serving(workers=2))),
     ("sdk", Choice(urls=("redis",), only_lane=True, handed_over=True)),
     *(("memory", each) for each in (_MEMORY, _CROWDED)),
     ("idle", _IDLE),
     *((name, _ONCE) for name in ("slow", "channels", "churn", "storm")),
-    # Kafka's client may take ten seconds to find its way back.
-    ("failover", _with(_ONCE, seconds=20.0)),
+    # Kafka's client may take ten seconds to find its way back, and RabbitMQ as long to start.
+    ("failover", _with(_ONCE, seconds=40.0)),
     ("restart", _ONCE),
-    ("history", Choice(urls=_ALL)),
-    ("presence", Choice(urls=("ipc", "redis", "nats", "kafka"), repetitions=1)),
+    ("history", Choice(urls=_WITH_HISTORY)),
+    ("presence", Choice(urls=_ALL[1:], repetitions=1)),
+    ("publishes", Choice(urls=_ALL)),
 )
-"""All scenarios on all adapters, in an hour and a half: what ratios are taken of three times, the rest once."""
+"""All scenarios on all adapters, in two hours: what ratios are taken of three times, the rest once."""

@@ -3,24 +3,66 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from tests.brokers.broker import BrokerMissingError
 from tests.brokers.kafka import KafkaConfig, private_kafka
 from tests.brokers.nats import private_nats
-from tests.brokers.postgres import PostgresConfig, private_postgres
+from tests.brokers.postgres import DURABLE, private_postgres
 from tests.brokers.rabbitmq import private_rabbitmq
 from tests.brokers.redis import RedisConfig, private_redis
+from tests.brokers.redis_cluster import RedisCluster
 
 if TYPE_CHECKING:
-    from tests.brokers.broker import Broker
+    from contextlib import AbstractContextManager
 
 __all__ = ["NAMES", "Brokers"]
 
-NAMES = ("memory", "ipc", "redis", "nats", "kafka", "postgres", "amqp")
+NAMES: Final = (
+    "memory",
+    "ipc",
+    "redis",
+    "redis+cluster",
+    "nats",
+    "kafka",
+    "postgres",
+    "postgres-durable",
+    "amqp",
+)
 """The names that stand for a broker without a URL."""
+
+_OPTIONS: Final = {"postgres-durable": "?durable=true"}
+"""What the URL of a name has besides that of its broker."""
+_ON_DISK: Final = ("fsync=on", "full_page_writes=on")
+"""Settings of PostgreSQL: a commit waits for the disk, as in use. Those of the tests do not."""
+
+
+class _Breakable(Protocol):
+    """A broker that is killed and brought back."""
+
+    url: str
+
+    def kill9(self) -> None: ...
+
+    def start(self) -> None: ...
+
+
+class _WholeCluster(RedisCluster):
+    """Three primaries and their replicas, which are killed together."""
+
+    def kill9(self) -> None:
+        """Kill all nodes."""
+        for node in self.nodes:
+            node.kill9()
+
+    def start(self) -> None:
+        """Start all nodes again, and wait until they are a whole cluster."""
+        for node in self.nodes:
+            node.launch()
+        self.wait_until_whole()
 
 
 class Brokers:
@@ -32,8 +74,8 @@ class Brokers:
 
     def __init__(self) -> None:
         self._stack = ExitStack()
-        self._started: dict[str, Broker] = {}
-        self._by_url: dict[str, Broker] = {}
+        self._started: dict[str, _Breakable] = {}
+        self._by_url: dict[str, _Breakable] = {}
         self.missing: dict[str, str] = {}
 
     def __enter__(self) -> Self:
@@ -55,7 +97,7 @@ class Brokers:
         if name_or_url == "ipc":
             return f"ipc://bench?directory={self._folder}"
         try:
-            return self._start(name_or_url).url
+            return self._start(name_or_url)
         except BrokerMissingError as error:
             self.missing[name_or_url] = str(error)
             return f"{name_or_url}://"
@@ -72,24 +114,28 @@ class Brokers:
         """Bring it back after `kill`."""
         self._by_url[url].start()
 
-    def _start(self, name: str) -> Broker:
+    def _start(self, name: str) -> str:
         if name not in self._started:
             folder = self._folder / name
             folder.mkdir()
-            broker = self._stack.enter_context(_make(name, folder))
-            self._started[name] = self._by_url[broker.url] = broker
-        return self._started[name]
+            self._started[name] = self._stack.enter_context(_make(name, folder))
+        broker = self._started[name]
+        url = f"{broker.url}{_OPTIONS.get(name, '')}"
+        self._by_url[url] = broker
+        return url
 
 
-def _make(name: str, folder: Path) -> Broker:
+def _make(name: str, folder: Path) -> AbstractContextManager[_Breakable]:
     if name == "redis":
         return private_redis(RedisConfig(), folder)
     if name == "nats":
         return private_nats("", folder, jetstream=True)
     if name == "kafka":
         return private_kafka(KafkaConfig(), folder, print)
-    if name == "postgres":
-        return private_postgres(PostgresConfig(), folder)
+    if name == "redis+cluster":
+        return _WholeCluster(folder)
+    if name in ("postgres", "postgres-durable"):
+        return private_postgres(replace(DURABLE, settings=_ON_DISK), folder)
     if name == "amqp":
         return private_rabbitmq(folder)
     raise BrokerMissingError(f"no broker is called {name!r}; known are {', '.join(NAMES)}, or give a URL")

@@ -96,6 +96,11 @@ class Candidate:
     raw: bool = False
     missing: str = ""
 
+    @property
+    def scheme(self) -> str:
+        """The scheme of backplane's URL; empty for what is no backplane."""
+        return urlsplit(self.environment.get("BACKPLANE_URL", "")).scheme
+
 
 def asgi_command(python: str, app: str, serving: Serving, *, lane: bool = False) -> list[str]:
     """Return the command that serves `app` with the Python at `python`."""
@@ -118,9 +123,9 @@ def backplane(
     url: str, serving: Serving, *, lane: bool = False, handed_over: bool = False, app: str = APP
 ) -> Candidate:
     """Return backplane on the broker at `url`, as `app` uses it; clients that are handed over need the lane."""
-    scheme = urlsplit(url).scheme
+    scheme, durable = urlsplit(url).scheme, " durable" if "durable=true" in urlsplit(url).query else ""
     return Candidate(
-        name=f"backplane {scheme}{HANDED_OVER if handed_over else ' lane' if lane else ''}",
+        name=f"backplane {scheme}{durable}{HANDED_OVER if handed_over else ' lane' if lane else ''}",
         kind="backplane",
         command=asgi_command(sys.executable, app, serving, lane=lane or handed_over),
         environment={"BACKPLANE_URL": url, **({"BENCH_HANDS_OVER": "1"} if handed_over else {})},

@@ -25,6 +25,8 @@ _PACKAGES = (
     "uvloop",
     "redis",
     "aiokafka",
+    "asyncpg",
+    "aiormq",
 )
 
 

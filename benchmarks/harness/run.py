@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.harness import histogram
 from benchmarks.harness.publisher import Plan
 from benchmarks.harness.remote import AudienceReport, RemoteAudience, RemotePublisher, Shape
-from benchmarks.harness.server import cpu_seconds, listener_pid
+from benchmarks.harness.server import cpu_seconds, families, listeners
 from benchmarks.harness.sockets import open_seconds
 from benchmarks.harness.tally import Window
 from benchmarks.harness.text import letters
@@ -163,14 +163,14 @@ class Load:
         self._stack = ExitStack()
         self._plan = Plan(start=0, end=0, rate=1, outstanding=1, size=0, channels=1, publishers=1)
         self._published: PublishReport | None = None
-        self._broker: int | None = None
+        self._broker: list[int] = []
         self._primed = False
         self._never_received_by_all = np.zeros(histogram.SIZE, np.int64)
 
     def __enter__(self) -> Self:
         # Looked for before there are sockets by the thousand: it takes reading a table of all.
         url = self.server.candidate.broker_url
-        self._broker = listener_pid(url) if url else None
+        self._broker = listeners(url)
         self.publisher = self._stack.enter_context(RemotePublisher(self.shape))
         self.audience = [
             self._stack.enter_context(RemoteAudience(self.shape)) for _ in range(max(self.options.clients, 1))
@@ -406,5 +406,5 @@ class Load:
         return (time.monotonic_ns() - self.shape.epoch) // 1000
 
     def _cpu(self) -> list[float]:
-        groups = [self.server.pids(), [self._broker] if self._broker else [], [self.publisher.pid]]
+        groups = [self.server.pids(), families(self._broker), [self.publisher.pid]]
         return [cpu_seconds(group) for group in [*groups, *([each.pid] for each in self.audience)]]

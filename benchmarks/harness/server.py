@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode, urlsplit
+from urllib.request import urlopen
 
 import psutil
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from benchmarks.harness.candidate import Candidate
     from benchmarks.harness.websocket import Dialect
 
-__all__ = ["Server", "ServerError", "cpu_seconds", "listener_pid", "serving"]
+__all__ = ["Server", "ServerError", "cpu_seconds", "families", "listeners", "serving"]
 
 _START_SECONDS = 40.0
 
@@ -48,12 +50,15 @@ class Server:
         """Return the same server, to clients of another dialect."""
         return Server(self.process, self.port, replace(self.candidate, dialect=dialect), self.stalls)
 
+    def ask(self, path: str, **arguments: object) -> Any:
+        """Call the application over HTTP, and return its answer; it may take five minutes."""
+        address = f"http://127.0.0.1:{self.port}/{path}?{urlencode(arguments)}"
+        with urlopen(address, timeout=300) as answer:  # on this machine
+            return json.load(answer)
+
     def pids(self) -> list[int]:
         """Return the processes it consists of."""
-        with suppress(psutil.NoSuchProcess):
-            own = psutil.Process(self.process.pid)
-            return [own.pid, *(child.pid for child in own.children(recursive=True))]
-        return []
+        return families([self.process.pid])
 
     def worker_pids(self) -> list[int]:
         """Return those of its processes that have accepted connections."""
@@ -144,14 +149,24 @@ def _cpu_seconds(pid: int) -> float:
     return 0.0
 
 
-def listener_pid(url: str) -> int | None:
-    """Return the process of this machine that listens at `url`; `None` where it cannot be known."""
-    port = urlsplit(url).port
+def families(pids: Sequence[int]) -> list[int]:
+    """Return these processes and all their children: PostgreSQL has one for each connection."""
+    found: list[int] = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            own = psutil.Process(pid)
+            found += [own.pid, *(child.pid for child in own.children(recursive=True))]
+    return found
+
+
+def listeners(url: str) -> list[int]:
+    """Return the processes of this machine that listen at the hosts of `url`; none where they cannot be known."""
+    hosts = urlsplit(url).netloc.rpartition("@")[2].split(",")
+    ports = {int(port) for host in hosts if (port := host.rpartition(":")[2]).isdigit()}
     with suppress(psutil.AccessDenied):
-        for each in psutil.net_connections(kind="tcp"):
-            if each.status == psutil.CONN_LISTEN and each.laddr and each.laddr.port == port and each.pid:
-                return each.pid
-    return None
+        listening = [each for each in psutil.net_connections(kind="tcp") if each.status == psutil.CONN_LISTEN]
+        return sorted({each.pid for each in listening if each.laddr and each.laddr.port in ports and each.pid})
+    return []
 
 
 def _end(process: subprocess.Popen[bytes], pids: Sequence[int]) -> None:

@@ -23,7 +23,7 @@ import uvloop
 from backplane.broker.registry import broadcaster_from_url
 from backplane.testing.recording import RecordingSink
 from benchmarks.harness.brokers import Brokers
-from benchmarks.harness.server import cpu_seconds, listener_pid
+from benchmarks.harness.server import cpu_seconds, families, listeners
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -76,12 +76,12 @@ class BrokerCost:
     kib: float
 
 
-async def measure(url: str, broker: int, numbers: Sequence[int]) -> BrokerCost:
-    """Return what the broker at `url`, which is the process `broker`, takes for messages and for workers.
+async def measure(url: str, broker: list[int], numbers: Sequence[int]) -> BrokerCost:
+    """Return what the broker at `url`, which is the processes `broker`, takes for messages and for workers.
 
     Args:
         url: The broker.
-        broker: Its process.
+        broker: Its processes.
         numbers: How many workers are subscribed to the channels; the largest is how many there are.
     """
     async with AsyncExitStack() as stack:
@@ -90,21 +90,21 @@ async def measure(url: str, broker: int, numbers: Sequence[int]) -> BrokerCost:
         publisher = broadcaster_from_url(url)
         await publisher.start(_CountingSink())
         stack.push_async_callback(publisher.stop)
-        connections, resident = _connections(url), psutil.Process(broker).memory_info().rss
+        connections, resident = _connections(url), _resident(broker)
         for worker, sink in zip(workers, sinks, strict=True):
             await worker.start(sink)
             stack.push_async_callback(worker.stop)
         for number, worker in enumerate(workers):
             await worker.subscribe([f"cost-{count}" for count in numbers if number < count])
         connections = _connections(url) - connections
-        resident = psutil.Process(broker).memory_info().rss - resident
+        resident = _resident(broker) - resident
         found: dict[int, dict[int, list[float]]] = {_TOGETHER: {}, 1: {}}
         for round_number in range(_ROUNDS + 1):
             for count in numbers:
                 for together, messages in ((_TOGETHER, _MESSAGES), (1, _ALONE)):
-                    before = cpu_seconds([broker])
+                    before = cpu_seconds(families(broker))
                     await _burst(publisher, f"cost-{count}", sinks[:count], messages, together)
-                    used = (cpu_seconds([broker]) - before) / messages * 1e6
+                    used = (cpu_seconds(families(broker)) - before) / messages * 1e6
                     if round_number:  # the first one is the warm-up
                         found[together].setdefault(count, []).append(used)
         medians = {kind: {count: median(each) for count, each in found[kind].items()} for kind in found}
@@ -114,6 +114,10 @@ async def measure(url: str, broker: int, numbers: Sequence[int]) -> BrokerCost:
             connections=connections / len(workers),
             kib=resident / len(workers) / 1024,
         )
+
+
+def _resident(broker: list[int]) -> int:
+    return sum(psutil.Process(pid).memory_info().rss for pid in families(broker))
 
 
 def _connections(url: str) -> int:
@@ -135,7 +139,7 @@ async def _burst(
                 await sink.is_complete.wait()
 
 
-def _measured(url: str, broker: int) -> BrokerCost:
+def _measured(url: str, broker: list[int]) -> BrokerCost:
     if not url.startswith("kafka"):
         return uvloop.run(measure(url, broker, _WORKERS))
     runs = [uvloop.run(measure(url, broker, (count,))) for count in _KAFKA_WORKERS]
@@ -158,10 +162,10 @@ def main(names: list[str]) -> None:
     with Brokers() as brokers:
         for name in names:
             url = brokers.url(name)
-            pid = listener_pid(url)
-            if pid is None:
+            pids = listeners(url)
+            if not pids:
                 raise SystemExit(f"{name}: no process of this machine listens at its URL")
-            found = _measured(url, pid)
+            found = _measured(url, pids)
             _show(name, f"{_TOGETHER} in flight", found.together)
             _show(name, "one at a time", found.alone)
             print(f"{name:6} each worker    {found.connections:.2f} connections, {found.kib:,.0f} KiB", flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks.harness.figures import FIGURES
 from benchmarks.report import plots
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from benchmarks.harness.result import Outcome, Report, Section
 
-__all__ = ["write_page"]
+__all__ = ["PLOTTED", "write_page"]
 
 _CSS = """
 :root { color-scheme: light; font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff }
@@ -58,7 +58,7 @@ A run whose own clients were saturated, or whose publisher did not keep its rate
 under <em>valid runs</em>.</p>
 """
 
-_PLOTTED = {
+PLOTTED: Final[dict[str, tuple[str, ...]]] = {
     "fanout": ("last_p99_ms", "cpu_us_per_delivery"),
     "saturation": ("cpu_us_per_delivery", "deliveries_per_second"),
     "channels": ("cpu_us_per_delivery",),
@@ -72,6 +72,7 @@ _PLOTTED = {
     "sdk": ("json_times", "protobuf_times", "paced_json_times", "paced_protobuf_times"),
     "history": ("publish_times", "broker_times", "receive_extra_us", "storm_ms", "repair_ms", "repair_missed_stall_ms"),
     "presence": ("presence_extra_percent", "present_watched_max_ms", "left_seconds"),
+    "publishes": ("publishes_per_second_1", "publishes_per_second_8", "cpu_us_per_publish_1", "cpu_us_per_publish_8"),
 }
 _OVER_TIME = ("failover", "restart")
 _PERCENTILES = {"fanout": "latency", "channels": "latency", "slow": "latency", "storm": "connect"}
@@ -138,7 +139,7 @@ def _section(section: Section) -> str:
 
 
 def _shown(section: Section) -> list[str]:
-    return [name for name in _PLOTTED[section.scenario] if any(each.spread(name) for each in section.outcomes)]
+    return [name for name in PLOTTED[section.scenario] if any(each.spread(name) for each in section.outcomes)]
 
 
 def _figure(caption: str, svg: str) -> str:

@@ -15,6 +15,7 @@ from benchmarks.scenarios import (
     idle,
     memory,
     presence,
+    publishes,
     restart,
     saturation,
     sdk,
@@ -48,7 +49,7 @@ class Scenario:
         defaults: Where its options differ from those of `harness.run.Options`.
         faults_allowed: Whether losses and closed sockets are what it measures, and no fault.
         needs: What a candidate must have for it: a `broker` to break, `workers` to restart, `heartbeats`, a `history`,
-            `presence`, or `rooms` for plain clients and others; empty for nothing.
+            `presence`, `publishes` of its own, or `rooms` for plain clients and others; empty for nothing.
         app: The application that backplane serves for it.
         environment: What is added to the server's environment for these options.
         has_sdk_clients: Whether its clients may be those of `--sdk`.
@@ -201,6 +202,16 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         needs="history",
         has_sdk_clients=False,
         app="benchmarks.servers.history_app:app",
+    ),
+    "publishes": Scenario(
+        run=publishes.run,
+        about="confirmed publishes per second with one worker and with eight in one process, and a single publish",
+        columns=publishes.COLUMNS,
+        defaults={"payload": 221, "outstanding": 256, "seconds": 3.0},
+        needs="publishes",
+        has_sdk_clients=False,
+        app="benchmarks.servers.publishes_app:app",
+        opens_sockets=False,
     ),
     "presence": Scenario(
         run=presence.run,

@@ -6,7 +6,6 @@ Kept and plain channels are measured in turn in one run, by the same processes, 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import select
 import signal
@@ -15,13 +14,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from statistics import median
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Final, Self
-from urllib.parse import quote, urlencode, urlsplit
-from urllib.request import urlopen
+from typing import TYPE_CHECKING, Final, Self
+from urllib.parse import quote
 
 from backplane.testing import FaultProxy
 from benchmarks.harness.run import Run
-from benchmarks.harness.server import Server, cpu_seconds, listener_pid, serving
+from benchmarks.harness.server import Server, cpu_seconds, families, listeners, serving
 from benchmarks.harness.sockets import connect
 from benchmarks.servers import stall
 from tests.brokers.process import wait_until
@@ -66,7 +64,7 @@ class _Published:
 def run(server: Server, options: Options) -> Run:
     """Measure what a history costs, then the storm, then the repair; `server` receives, another one publishes."""
     found = Run()
-    scheme = urlsplit(server.candidate.environment["BACKPLANE_URL"]).scheme
+    scheme = server.candidate.scheme
     with _publisher(server) as publisher:
         _measure_costs(server, publisher, options, found)
         _measure_storms(server, publisher, options, found)
@@ -97,8 +95,8 @@ def _measure_costs(server: Server, publisher: Server, options: Options, found: R
     published: dict[str, list[_Published]] = {kind: [] for kind in names}
     received: dict[str, list[float]] = {kind: [] for kind in names}
     for name in names.values():
-        _call(server, "consume", name=name, channels=1)
-    broker = listener_pid(server.candidate.broker_url) if server.candidate.broker_url else None
+        server.ask("consume", name=name, channels=1)
+    broker = listeners(server.candidate.broker_url)
     for name in names.values():  # as a warm-up
         _publish(server, publisher, f"{name}0", options, broker)
     deadline, rounds = time.monotonic() + options.seconds, 0
@@ -109,9 +107,9 @@ def _measure_costs(server: Server, publisher: Server, options: Options, found: R
             if publisher is not server:
                 received[kind].append(_receive(server, publisher, channel, options))
         rounds += 1
-    found.figures["gaps"] = _call(server, "noted")["gaps"]
+    found.figures["gaps"] = server.ask("noted")["gaps"]
     for figure, values in (("publish", "cpu"), ("broker", "broker"), ("wall", "wall")):
-        if figure != "broker" or broker is not None:
+        if figure != "broker" or broker:
             each = {kind: [getattr(one, values) for one in published[kind]] for kind in names}
             _compare(found, figure, each)
     if publisher is server:
@@ -131,13 +129,13 @@ def _compare(found: Run, figure: str, values: dict[str, list[float]]) -> None:
     found.figures[f"{figure}_times"] = median(ratios)
 
 
-def _publish(server: Server, publisher: Server, channel: str, options: Options, broker: int | None) -> _Published:
+def _publish(server: Server, publisher: Server, channel: str, options: Options, broker: list[int]) -> _Published:
     """Publish a burst while it is received, and wait until it is."""
-    _call(server, "expect", count=_BURST)
-    before = cpu_seconds([broker]) if broker is not None else 0.0
-    took = _call(publisher, f"publish/{channel}", count=_BURST, size=options.payload)
+    server.ask("expect", count=_BURST)
+    before = cpu_seconds(families(broker))
+    took = publisher.ask(f"publish/{channel}", count=_BURST, size=options.payload)
     _until_received(server, channel)
-    used = cpu_seconds([broker]) - before if broker is not None else 0.0
+    used = cpu_seconds(families(broker)) - before
     return _Published(took["cpu"], used / _BURST, took["wall"])
 
 
@@ -147,9 +145,9 @@ def _receive(server: Server, publisher: Server, channel: str, options: Options) 
     So it finds as many messages at each read, whatever their publishing takes: a receiver that waits for the next
     message wakes up once for each, and would cost more where they come more slowly.
     """
-    _call(server, "expect", count=_BURST)
+    server.ask("expect", count=_BURST)
     with _stopped(server):
-        _call(publisher, f"publish/{channel}", count=_BURST, size=options.payload)
+        publisher.ask(f"publish/{channel}", count=_BURST, size=options.payload)
     return _until_received(server, channel) / _BURST
 
 
@@ -168,7 +166,7 @@ def _until_received(server: Server, channel: str) -> float:
     found: dict[str, float] = {}
 
     def is_received() -> bool:
-        found.update(_call(server, "noted"))
+        found.update(server.ask("noted"))
         return bool(found["cpu"])
 
     time.sleep(0.05)  # what is asked meanwhile costs the receiver
@@ -183,8 +181,7 @@ def _measure_storms(server: Server, publisher: Server, options: Options, found: 
     """Let all clients come back at once, without a history and then with one, and compare."""
     plain = [f"/ws/{_PLAIN}room{index % options.channels}" for index in range(options.connections)]
     found.figures["storm_plain_ms"], found.figures["storm_plain_stall_ms"] = _storm(server, plain, 0, found)
-    positions = _call(
-        publisher,
+    positions = publisher.ask(
         "fill",
         name=f"{_KEPT}room",
         channels=options.channels,
@@ -192,13 +189,13 @@ def _measure_storms(server: Server, publisher: Server, options: Options, found: 
         size=options.payload,
         after=_BEFORE,
     )
-    reads = _call(server, "noted")["recalls"]
+    reads = server.ask("noted")["recalls"]
     kept = [
         f"/ws/{_KEPT}room{index % options.channels}?since={quote(positions[index % options.channels])}"
         for index in range(options.connections)
     ]
     found.figures["storm_ms"], found.figures["storm_stall_ms"] = _storm(server, kept, _MISSED, found)
-    found.figures["storm_reads"] = _call(server, "noted")["recalls"] - reads
+    found.figures["storm_reads"] = server.ask("noted")["recalls"] - reads
 
 
 def _storm(server: Server, paths: Sequence[str], missed: int, found: Run) -> tuple[float, float]:
@@ -220,7 +217,7 @@ def _storm(server: Server, paths: Sequence[str], missed: int, found: Run) -> tup
     figures["closed"] = figures.get("closed", 0) + sum(client.closed is not None for client in clients)
     for client in clients:
         client.sock.close()
-    wait_until(lambda: not _call(server, "noted")["connections"], "the server has noticed that they left", seconds=60)
+    wait_until(lambda: not server.ask("noted")["connections"], "the server has noticed that they left", seconds=60)
     return took, longest
 
 
@@ -298,14 +295,13 @@ def _measure_repair(candidate: Candidate, publisher: Server, proxy: _Proxy, opti
     """
     proxied = replace(candidate, environment={**candidate.environment, "BACKPLANE_URL": proxy.url})
     with serving(proxied, stalls=options.stalls) as server:
-        _call(server, "consume", name=f"{_KEPT}many", channels=options.repaired)
+        server.ask("consume", name=f"{_KEPT}many", channels=options.repaired)
         for figure, missed in (("repair", 0), ("repair_missed", _REPAIRED_MISSED)):
-            before = _call(server, "noted")
+            before = server.ask("noted")
             proxy.refuse()
-            wait_until(lambda: _call(server, "noted")["in_doubt"] == options.repaired, "the link is lost", seconds=30)
+            wait_until(lambda: server.ask("noted")["in_doubt"] == options.repaired, "the link is lost", seconds=30)
             if missed:
-                _call(
-                    publisher,
+                publisher.ask(
                     "fill",
                     name=f"{_KEPT}many",
                     channels=options.repaired,
@@ -313,18 +309,18 @@ def _measure_repair(candidate: Candidate, publisher: Server, proxy: _Proxy, opti
                     size=options.payload,
                     after=0,
                 )
-            _call(server, "noted")  # from here on the longest collection counts
+            server.ask("noted")  # from here on the longest collection counts
             stall.reset(server.stalls)
             healed = time.monotonic()
             proxy.heal()
-            proven = _call(server, "proven")
+            proven = server.ask("proven")
             found.figures[f"{figure}_ms"] = (proven - healed) * 1000
-            found.figures[f"{figure}_gc_ms"] = _call(server, "noted")["collected"] * 1000
+            found.figures[f"{figure}_gc_ms"] = server.ask("noted")["collected"] * 1000
             if (longest := stall.longest(server.stalls)) is not None:
                 found.figures[f"{figure}_stall_ms"] = longest * 1000
             wanted = missed * options.repaired
             received = _receives(server, int(before["received"]), wanted)
-            after = _call(server, "noted")
+            after = server.ask("noted")
             found.figures["lost"] += max(wanted - received, 0)
             found.figures["duplicates"] += max(received - wanted, 0)
             found.figures["gaps"] += after["gaps"] - before["gaps"]
@@ -334,15 +330,8 @@ def _receives(server: Server, before: int, wanted: int) -> int:
     """Wait until as many messages as wanted were received, or they do not come; return how many were."""
 
     def received() -> int:
-        return int(_call(server, "noted")["received"]) - before
+        return int(server.ask("noted")["received"]) - before
 
     with suppress(TimeoutError):
         wait_until(lambda: received() >= wanted, "what was missed is received", seconds=10)
     return received()
-
-
-def _call(server: Server, path: str, **arguments: object) -> Any:
-    """Ask the application, and return its answer."""
-    address = f"http://127.0.0.1:{server.port}/{path}?{urlencode(arguments)}"
-    with urlopen(address, timeout=120) as answer:  # on this machine
-        return json.load(answer)

@@ -7,7 +7,6 @@ two cores hold 20,000 of them, and they join and leave by the code that all clie
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -15,8 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlencode, urlsplit, urlunsplit
-from urllib.request import urlopen
+from urllib.parse import urlsplit, urlunsplit
 
 from benchmarks.harness.run import Run
 from benchmarks.harness.server import Server, cpu_seconds, serving
@@ -36,7 +34,14 @@ LIFETIME_SECONDS: Final = 600.0
 
 _ASKED_ROOMS: Final = 20
 _LEFT_SECONDS: Final = 30.0
-_PLACES: Final = {"redis": "prefix=presence:", "nats": "prefix=presence.", "kafka": "topic=presence"}
+_PLACES: Final = {
+    "redis": "prefix=presence:",
+    "redis+cluster": "prefix=presence:",
+    "nats": "prefix=presence.",
+    "kafka": "topic=presence",
+    "postgres": "notify=presence",
+    "amqp": "exchange=presence",
+}
 """The option of a URL that keeps the workers with presence apart from those without."""
 _KINDS: Final = ("delta", "beacon", "request", "state", "snapshot", "heartbeat")
 
@@ -69,11 +74,11 @@ def run(server: Server, options: Options) -> Run:
     found = Run()
     with _workers(server) as (with_presence, without):
         for worker in (*with_presence, *without):
-            _call(worker, "fill", connections=rooms.connections_of_worker, rooms=rooms.count)
+            worker.ask("fill", connections=rooms.connections_of_worker, rooms=rooms.count)
         for worker in with_presence:
-            _call(worker, "watch", rooms=rooms.count)
+            worker.ask("watch", rooms=rooms.count)
         for worker in with_presence:
-            _call(worker, "complete", rooms=rooms.count, users=rooms.users)
+            worker.ask("complete", rooms=rooms.count, users=rooms.users)
         _measure_churn(with_presence, without, rooms, options, found)
         _measure_present(with_presence, rooms, found)
         _wait_for_graces(with_presence)
@@ -108,16 +113,16 @@ def _measure_churn(
     """Let all of them churn, and compare the processor time of each process."""
     workers = (*with_presence, *without)
     for worker in workers:
-        _call(worker, "churn", per_second=rooms.connections_of_worker / LIFETIME_SECONDS, rooms=rooms.count)
+        worker.ask("churn", per_second=rooms.connections_of_worker / LIFETIME_SECONDS, rooms=rooms.count)
     time.sleep(options.warm_up_seconds)
-    before, began = [_call(worker, "noted") for worker in workers], time.monotonic()
+    before, began = [worker.ask("noted") for worker in workers], time.monotonic()
     used = [cpu_seconds([worker.process.pid]) for worker in workers]
     time.sleep(options.seconds)
     used = [cpu_seconds([worker.process.pid]) - then for worker, then in zip(workers, used, strict=True)]
     seconds = time.monotonic() - began
-    after = [_call(worker, "noted") for worker in workers]
+    after = [worker.ask("noted") for worker in workers]
     for worker in workers:
-        _call(worker, "churn", per_second=0)
+        worker.ask("churn", per_second=0)
     percent = [each / seconds * 100 for each in used]
     on, off = percent[: len(with_presence)], percent[len(with_presence) :]
     mean_off = sum(off) / len(off)
@@ -152,11 +157,11 @@ def _measure_present(workers: Sequence[Server], rooms: _Rooms, found: Run) -> No
     users = rooms.of_each_worker * len(others)
     for name, watched in (("unwatched", False), ("watched", True)):
         for worker in others:
-            _call(worker, "fill", connections=_ASKED_ROOMS * rooms.of_each_worker, rooms=_ASKED_ROOMS, name=f"{name}-")
+            worker.ask("fill", connections=_ASKED_ROOMS * rooms.of_each_worker, rooms=_ASKED_ROOMS, name=f"{name}-")
         if watched:
             for worker in others:
-                _call(worker, f"present/{name}-", rooms=_ASKED_ROOMS, users=users)
-        took = _call(asked, f"present/{name}-", rooms=_ASKED_ROOMS, users=users)
+                worker.ask(f"present/{name}-", rooms=_ASKED_ROOMS, users=users)
+        took = asked.ask(f"present/{name}-", rooms=_ASKED_ROOMS, users=users)
         found.figures[f"present_{name}_ms"] = median(took) * 1000
         found.figures[f"present_{name}_max_ms"] = max(took) * 1000
 
@@ -165,7 +170,7 @@ def _wait_for_graces(workers: Sequence[Server]) -> None:
     """Wait until each worker has reported that all users who left during the churn have."""
 
     def reported() -> bool:
-        noted = [_call(worker, "noted") for worker in workers]
+        noted = [worker.ask("noted") for worker in workers]
         churned = sum(each["churned"] for each in noted)
         return all(sum(each["left"].values()) == churned for each in noted)
 
@@ -176,11 +181,11 @@ def _measure_death(workers: Sequence[Server], found: Run) -> None:
     """Kill the last worker, and wait until its users have left everywhere, and no others."""
     *others, killed = workers
     name = f"w{len(others)}"
-    before = [_call(worker, "noted")["left"] for worker in others]
-    there = _call(killed, "noted")["connections"]
+    before = [worker.ask("noted")["left"] for worker in others]
+    there = killed.ask("noted")["connections"]
 
     def left() -> list[int]:
-        after = [_call(worker, "noted")["left"] for worker in others]
+        after = [worker.ask("noted")["left"] for worker in others]
         return [now.get(name, 0) - then.get(name, 0) for now, then in zip(after, before, strict=True)]
 
     os.kill(killed.process.pid, signal.SIGKILL)
@@ -188,7 +193,7 @@ def _measure_death(workers: Sequence[Server], found: Run) -> None:
     with suppress(TimeoutError):
         wait_until(lambda: min(left()) >= there, "its users have left", seconds=_LEFT_SECONDS)
     found.figures["lost"] = float(sum(max(there - each, 0) for each in left()))
-    after = [_call(worker, "noted") for worker in others]
+    after = [worker.ask("noted") for worker in others]
     found.figures["left_seconds"] = max(each["left_at"].get(name, 0.0) for each in after) - began
     found.figures["astray"] = float(
         sum(
@@ -198,10 +203,3 @@ def _measure_death(workers: Sequence[Server], found: Run) -> None:
             if worker != name
         )
     )
-
-
-def _call(server: Server, path: str, **arguments: object) -> Any:
-    """Ask the application, and return its answer."""
-    address = f"http://127.0.0.1:{server.port}/{path}?{urlencode(arguments)}"
-    with urlopen(address, timeout=120) as answer:  # on this machine
-        return json.load(answer)

@@ -12,7 +12,7 @@ from benchmarks.choice import Choice, measure_choice
 from benchmarks.harness.brokers import Brokers
 from benchmarks.harness.candidate import Serving, backplane, floors
 from benchmarks.harness.run import Options
-from benchmarks.harness.server import serving
+from benchmarks.harness.server import Server, serving
 from benchmarks.scenarios import history
 from benchmarks.scenarios.catalog import SCENARIOS
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from benchmarks.harness.run import Run
-    from benchmarks.harness.server import Server
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -65,12 +64,12 @@ def test_a_run_in_one_process_has_no_receiver_and_no_repair() -> None:
 
 def test_clients_that_get_other_messages_than_they_missed_are_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where clients pass a position that is older than the one they are taken to have, what they get twice is found."""
-    call = history._call  # pyright: ignore[reportPrivateUsage]
+    ask = Server.ask
 
     def older(server: Server, path: str, **arguments: object) -> object:
-        return call(server, path, **arguments | ({"after": 29} if path == "fill" else {}))
+        return ask(server, path, **arguments | ({"after": 29} if path == "fill" else {}))
 
-    monkeypatch.setattr(history, "_call", older)
+    monkeypatch.setattr(Server, "ask", older)
     with app_without_a_broker() as server:
         run = history.run(server, SMALL)
     assert run.figures["astray"] == SMALL.connections
@@ -84,4 +83,4 @@ def test_what_has_no_history_takes_no_part() -> None:
             "history", Choice(urls=("ipc",), floors=True, serving=Serving(workers=2)), brokers, _ignore
         )
     reasons = {outcome.kind: outcome.failed for outcome in section.outcomes}
-    assert reasons == {"floor": "it has no history", "backplane": "what is measured is one worker"}
+    assert reasons == {"floor": "it has no history", "backplane": "what is measured is one process"}

@@ -34,17 +34,17 @@ def _ignore(_name: str, _repetition: int, _found: Run | None) -> None:
 
 def test_a_run_has_every_figure_and_finds_users_that_do_not_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     """All users of the killed worker leave in time, and no others; one that the worker is taken to have is missed."""
-    call = presence._call  # pyright: ignore[reportPrivateUsage]
+    ask = Server.ask
 
     def counted(server: Server, path: str, **arguments: object) -> object:
-        found = call(server, path, **arguments)
+        found = ask(server, path, **arguments)
         if path == "noted":
             found["connections"] += 1
         return found
 
     monkeypatch.setattr(presence, "LIFETIME_SECONDS", 10.0)
     monkeypatch.setattr(presence, "_LEFT_SECONDS", 18.0)
-    monkeypatch.setattr(presence, "_call", counted)
+    monkeypatch.setattr(Server, "ask", counted)
     with Brokers() as brokers, serving(backplane(brokers.url("redis"), Serving(), app=APP)) as server:
         run = presence.run(server, SMALL)
     figures = run.figures
