@@ -52,7 +52,7 @@ _RULES: Final = {"room-*": Presence(grace_seconds=GRACE_SECONDS)}
 _PLACES: Final = 24
 _ROOMS: Final = 4
 _PER_SECOND: Final = 40
-_WAIT_SECONDS: Final = 30.0
+_WAIT_SECONDS: Final = 60.0
 
 
 class PresentWorker:

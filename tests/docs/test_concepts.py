@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from backplane.broadcaster import Sink
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 
 TESTED = {
     "channels": {"join", "consumer"},

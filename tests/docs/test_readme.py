@@ -12,7 +12,7 @@ from tests.docs.pages import Page, Reader, ports
 if TYPE_CHECKING:
     from pathlib import Path
 
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 def test_room_on_four_workers(tmp_path: Path) -> None:

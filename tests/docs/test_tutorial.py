@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.brokers.broker import Broker
     from tests.conftest import StartRedis
 
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 @pytest.fixture

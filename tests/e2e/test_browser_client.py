@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
-SECONDS: Final = 20.0
+SECONDS: Final = 60.0
 PAGE: Final = """<!doctype html><link rel="icon" href="data:,">
 <meta http-equiv="Content-Security-Policy" content="script-src 'self' 'nonce-page'">
 <script type="module" nonce="page">

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
-_SECONDS = 30
+_SECONDS = 60
 _APP_FOLDER = Path(__file__).parent
 
 

@@ -30,7 +30,7 @@ __all__ = ["EXAMPLES", "SECONDS", "ExampleServer", "documented_command", "receiv
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
-SECONDS = 20
+SECONDS = 60
 """Generous, as two cores serve everything. A test fails when a wait takes longer."""
 
 # Unbounded: a client that does not read would not receive the reply to its close.

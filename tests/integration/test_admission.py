@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 PROTOCOLS = {"lane": DirectLaneProtocol, "asgi": WebSocketsSansIOProtocol}
 LANES = pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
 BOTH_WAYS = pytest.mark.parametrize("hands_over", [False, True], ids=["connect", "hand_over"])

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 WAYS = {"handed over": DirectLaneProtocol, "without a lane": WebSocketsSansIOProtocol}
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 SUBSCRIBE = '{"id":2,"subscribe":{"channel":"a"}}'
 COMMANDS = {
     "only the connect": [],

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 RECORDED: Final = Path(__file__).parent / "transcripts"
 NOT_COMPARED: Final = {"client", "version", "info"}
 """Ids, the version that an application states, and the publisher of a publication, which is not offered here."""

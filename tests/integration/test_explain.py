@@ -53,7 +53,7 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
     return "asyncio", {"use_uvloop": True}
 
 
-WAIT_SECONDS = 30
+WAIT_SECONDS = 60
 SETTINGS = Settings(
     worker_heartbeat_seconds=0.2, worker_down_seconds=60, probe_interval_seconds=60, publish_timeout_seconds=20
 )

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-WAIT_SECONDS: Final = 30.0
+WAIT_SECONDS: Final = 60.0
 # More than a transport buffers before a send waits.
 LARGE: Final = "x" * 300_000
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 MESSAGES = 400
 WAYS: dict[str, tuple[Any, str | None, bool]] = {
     "lane": (DirectLaneProtocol, None, False),

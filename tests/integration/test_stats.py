@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-WAIT_SECONDS = 30
+WAIT_SECONDS = 60
 SETTINGS = Settings(worker_heartbeat_seconds=0.2)
 
 

@@ -43,7 +43,7 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
     return "asyncio", {"use_uvloop": True}
 
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 WAYS = {"lane": DirectLaneProtocol, "plain": WebSocketsSansIOProtocol}
 EXCLUDED: Any = ["receive", "send"]
 

@@ -52,8 +52,8 @@ __all__ = ["PROGRAMS", "Event", "Program", "SdkClient", "SdkError", "running"]
 Event = dict[str, Any]
 
 _HERE: Final = Path(__file__).parent
-_PATIENCE_SECONDS: Final = 20.0
-_END_SECONDS: Final = 10.0
+_PATIENCE_SECONDS: Final = 60.0
+_END_SECONDS: Final = 30.0
 _MAX_LINE_BYTES: Final = 2**24
 
 

@@ -18,7 +18,7 @@ from tests.server_in_loop import serving_in_loop
 
 pytestmark = pytest.mark.anyio
 
-SECONDS: Final = 30.0
+SECONDS: Final = 60.0
 PROGRAM: Final = Path(__file__).parent / "event_source.mjs"
 LIBRARIES: Final = [
     "eventsource",  # its parser ignores an `id` without data

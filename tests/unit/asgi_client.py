@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from starlette.types import Message as Event
 
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 
 
 class Client:

@@ -57,7 +57,7 @@ __all__ = [
     "warnings_of",
 ]
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 # Over before the next pass of the event loop but one, and longer than any test.
 AT_ONCE = 1e-9
 NEVER = 3_600.0

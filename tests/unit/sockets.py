@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ClientLane", "FakeServerSocket", "FakeSocket", "driver_of"]
 
-_WAIT_SECONDS = 30.0
+_WAIT_SECONDS = 60.0
 
 
 def driver_of(connection: Connection) -> ConnectionDriver:

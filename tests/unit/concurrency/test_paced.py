@@ -12,7 +12,7 @@ from backplane.concurrency.paced import PacedCalls
 
 pytestmark = pytest.mark.anyio
 
-SECONDS = 10.0
+SECONDS = 60.0
 
 
 class Calls:

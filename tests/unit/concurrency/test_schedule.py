@@ -11,7 +11,7 @@ from backplane.concurrency.schedule import Schedule
 
 pytestmark = pytest.mark.anyio
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 
 
 class Calls(Schedule[str]):

@@ -11,7 +11,7 @@ from backplane.concurrency.stalls import StallMeter
 
 pytestmark = pytest.mark.anyio
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 STALL_SECONDS = 0.06
 
 

@@ -13,7 +13,7 @@ from tests.unit.doubles import until_idle
 
 pytestmark = pytest.mark.anyio
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 
 
 class Owner:

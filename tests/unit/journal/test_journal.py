@@ -29,7 +29,7 @@ pytestmark = pytest.mark.anyio
 
 logger = logging.getLogger("backplane.test")
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 SLOW = "client %(connection)s is slow"
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from backplane import Subscription
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 
 
 class Order(BaseModel):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 
 
 class Server:

@@ -22,7 +22,7 @@ __all__ = ["INFO", "PONG", "TIMEOUT_SECONDS", "attempt", "connect_fields", "no_c
 
 INFO = b'INFO {"server_id":"ONE","nonce":"abc","headers":true,"max_payload":1000}\r\n'
 PONG = b"PONG\r\n"
-TIMEOUT_SECONDS = 5
+TIMEOUT_SECONDS = 60
 
 
 def no_context() -> ssl.SSLContext:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 INFO = b'INFO {"server_id":"ONE","version":"2.9.10","max_payload":1048576}\r\n'
-TIMEOUT_SECONDS = 5
+TIMEOUT_SECONDS = 60
 
 
 class PlayedServer:
