@@ -22,7 +22,7 @@ from tests.brokers.commons import COMMONS
 from tests.brokers.kafka import KafkaConfig, KafkaProcess, private_kafka, shared_kafka
 from tests.brokers.nats import delete_streams, private_nats, shared_nats
 from tests.brokers.postgres import PostgresConfig, private_postgres, shared_postgres
-from tests.brokers.rabbitmq import private_rabbitmq, shared_rabbitmq
+from tests.brokers.rabbitmq import RabbitCluster, private_rabbitmq, rabbitmq_cluster, shared_rabbitmq
 from tests.brokers.redis import RedisConfig, empty, private_redis, shared_redis
 from tests.brokers.redis_cluster import RedisCluster, SingleNode, single_node
 from tests.brokers.redis_sentinel import private_sentinels
@@ -391,6 +391,13 @@ def private_amqp_fixture(
             return stack.enter_context(_started("amqp", lambda: private_rabbitmq(folder)))
 
         yield start
+
+
+@pytest.fixture(scope="module")
+def amqp_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitCluster]:
+    """A cluster of two RabbitMQ nodes for the tests of one module, which takes ten seconds to start."""
+    with _started("amqp", lambda: rabbitmq_cluster(tmp_path_factory.mktemp("rabbitmq"))) as cluster:
+        yield cluster
 
 
 @pytest.fixture(name="nats_cluster")

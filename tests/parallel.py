@@ -32,6 +32,7 @@ _WORKERS_PER_CORE = 3  # most tests wait most of the time
 _COMPUTES = "tests/unit/"  # these use a core all the time
 # Started once for all tests of a file.
 _SHARES_SERVERS = (
+    "tests/chaos/test_amqp_cluster.py",
     "tests/examples/",
     "tests/e2e/test_demo.py",
     "tests/e2e/test_live_page_attacks.py",

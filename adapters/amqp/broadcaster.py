@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from backplane.adapters.amqp.connector import Connector
 from backplane.adapters.amqp.consumer import ConsumerConnection
 from backplane.adapters.amqp.errors import unavailable
+from backplane.adapters.amqp.numbering import Numbering
 from backplane.adapters.amqp.options import AmqpOptions, check_options
 from backplane.adapters.amqp.publisher import PublisherConnection
 from backplane.broadcaster import Broadcaster, Capabilities
@@ -45,6 +46,7 @@ class AmqpBroadcaster(Broadcaster):
         super().__init__(url, options)
         check_options(url, options)
         self._connector = Connector(url, options)
+        self._numbering = Numbering()
         self._sink: Sink | None = None
         self._publisher: PublisherConnection | None = None
         self._consumer: ConsumerConnection | None = None
@@ -64,7 +66,9 @@ class AmqpBroadcaster(Broadcaster):
         """Open the connection that publishes; the one that receives is opened with the first subscription."""
         self._consumer_opening = asyncio.Lock()
         options = self.options
-        publisher = await self._connector.open(lambda: PublisherConnection(options.exchange, options.max_pending_bytes))
+        publisher = await self._connector.open(
+            lambda: PublisherConnection(options.exchange, options.max_pending_bytes, self._numbering)
+        )
         publisher.adopt(lambda error: self._lost(publisher, error))
         self._sink, self._publisher = sink, publisher
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import secrets
 from time import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from pamqp import commands
 
 from backplane.adapters.amqp.connection import AmqpConnection
 from backplane.adapters.amqp.errors import WireError
+from backplane.adapters.amqp.numbering import SeenNumbers
 from backplane.adapters.amqp.wire import (
     BASIC_DELIVER,
     BODY,
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from backplane.errors import BrokerError
 
 __all__ = ["ConsumerConnection"]
-
-_MAX_PUBLISHERS: Final = 10_000
-_CLOCK_SECONDS: Final = 2.0  # by how much the clocks of two hosts may differ
 
 
 class ConsumerConnection(AmqpConnection):
@@ -58,8 +56,7 @@ class ConsumerConnection(AmqpConnection):
         self._deliver = deliver
         self._overran = overran
         self._channels: dict[bytes, str] = {}
-        self._numbers: dict[bytes, int] = {}  # of the last message, by the publishing link
-        self._bound = self._bound_at = 0.0
+        self._numbers = SeenNumbers(self._loop.time(), time())
         self._routing_key: bytes | None = None  # of the message that is being received
         self._missing_bytes = 0
         self._parts: list[bytes] | None = None  # None where the message is passed over
@@ -86,7 +83,7 @@ class ConsumerConnection(AmqpConnection):
         limits: FieldTable = {"x-max-length-bytes": self._max_queue_bytes, "x-overflow": "drop-head"}
         await self.ask(commands.Queue.Declare(queue=self._queue, exclusive=True, auto_delete=True, arguments=limits))
         await self.ask(commands.Queue.Bind(queue=self._queue, exchange=self._exchange))
-        self._bound, self._bound_at = self._loop.time(), time()
+        self._numbers = SeenNumbers(self._loop.time(), time())
         await self.ask(commands.Basic.Consume(queue=self._queue, no_ack=True, exclusive=True))
 
     def _received(self, kind: int, payload: bytes) -> bool:
@@ -122,23 +119,12 @@ class ConsumerConnection(AmqpConnection):
         self._routing_key = self._parts = None
 
     def _count(self, content: Content) -> None:
-        """Report a hole in what a link has published: every queue gets all of it.
-
-        Of an unknown link the first message to arrive is its number 1 if it began after this queue, which its age and
-        the clock of its host must both show: a message that waited long looks too young, and clocks differ.
-        """
-        last = self._numbers.pop(content.app_id, None)
-        if last is None and len(self._numbers) >= _MAX_PUBLISHERS:
-            del self._numbers[next(iter(self._numbers))]
-        self._numbers[content.app_id] = content.number
-        if last is None:
-            is_younger = content.age_seconds < self._loop.time() - self._bound
-            is_later = content.began_at > self._bound_at + _CLOCK_SECONDS
-            missed = content.number - 1 if is_younger and is_later else 0
-        else:
-            missed = content.number - last - 1
+        """Report a hole in what a worker has published."""
+        missed = self._numbers.missed(content, self._loop.time())
         if missed > 0:
-            self._overran(f"the queue of this worker overran: it dropped at least {missed:,} messages")
+            self._overran(
+                f"the queue of this worker overran, or the cluster was parted: at least {missed:,} messages are missing"
+            )
 
     def _fail(self, error: BrokerError) -> None:
         pass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 from contextlib import suppress
 from time import time
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -32,6 +31,7 @@ from backplane.errors import BrokerAuthenticationError
 if TYPE_CHECKING:
     import asyncio
 
+    from backplane.adapters.amqp.numbering import Numbering
     from backplane.errors import BrokerError
 
 __all__ = ["PublisherConnection"]
@@ -53,16 +53,18 @@ class PublisherConnection(AmqpConnection):
     Args:
         exchange: The exchange.
         max_pending_bytes: Most bytes published and not yet confirmed.
+        numbering: Numbers what is published.
 
     Attributes:
         max_message_bytes: What the server has shown to be its limit of a message; `None` where it has not.
     """
 
-    def __init__(self, exchange: str, max_pending_bytes: int) -> None:
+    def __init__(self, exchange: str, max_pending_bytes: int, numbering: Numbering) -> None:
         super().__init__()
         self.max_message_bytes: int | None = None
         self._exchange = exchange
         self._max_pending_bytes = max_pending_bytes
+        self._numbering = numbering
         self._pending: dict[int, _Waiting] = {}  # by the number of the message, in its order
         self._pending_bytes = 0
         self._begin()
@@ -91,7 +93,15 @@ class PublisherConnection(AmqpConnection):
         answer: asyncio.Future[None] = self._loop.create_future()
         self._pending[self._number] = _Waiting(size, answer)
         self._pending_bytes += size
-        content = Content(size, self._app_id, self._number, self._loop.time() - self._began, self._began_at)
+        content = Content(
+            size,
+            self._numbering.worker,
+            self._base + self._number,
+            self._link,
+            self._base,
+            self._loop.time() - self._began,
+            self._began_at,
+        )
         frames = encode_message(self._exchange.encode(), channel, payload, content, frame_bytes=self._frame_bytes)
         self.send(frames)
         await answer
@@ -118,8 +128,9 @@ class PublisherConnection(AmqpConnection):
             await self.ask(declare)
 
     def _begin(self) -> None:
-        """Number messages from 1 on, under another name: the server counts anew in a new channel."""
-        self._app_id = secrets.token_hex(6).encode()
+        """Count messages from 1 on, as the server does in a new channel: a link of its own at the receivers."""
+        self._numbering.links += 1
+        self._link, self._base = self._numbering.links, self._numbering.confirmed
         self._number = 0
         self._began = self._loop.time()
         self._began_at = int(time())
@@ -128,7 +139,8 @@ class PublisherConnection(AmqpConnection):
         if kind != METHOD or payload[:4] not in (BASIC_ACK, BASIC_NACK):
             return kind != METHOD
         number, with_earlier = read_confirmation(payload)
-        failure = None if payload[:4] == BASIC_ACK else publish_error("the server could not take it", retriable=True)
+        # Of several queues some can have taken it, as where the node of another one is killed.
+        failure = None if payload[:4] == BASIC_ACK else outcome_unknown("a queue could not take it")
         if not with_earlier:
             self._settle(number, failure)
         else:
@@ -175,6 +187,8 @@ class PublisherConnection(AmqpConnection):
         if waiting is None:
             return
         self._pending_bytes -= waiting.size
+        if failure is None:
+            self._numbering.confirmed = max(self._numbering.confirmed, self._base + number)
         if waiting.answer.done():
             return
         if failure is None:

@@ -1,10 +1,11 @@
 r"""Frames of AMQP 0-9-1, and the two kinds that carry messages; `pamqp` writes and reads the others.
 
 A message is a method, a header and its body in frames of limited size. The routing key is the channel. Three
-properties number what a worker publishes, so that every other worker notices what its queue dropped:
+properties number what a worker publishes, so that every other worker notices what its queue dropped (`numbering`):
 
-    app_id      the publishing link, by random letters
-    message_id  "<number> <milliseconds>": the number counts that link's messages; how old the link was
+    app_id      the publishing worker, by random letters
+    message_id  "<number> <milliseconds> <link> <base>": the number of the message, how old its link was, which link of
+                that worker it was, and the number before the first of that link
     timestamp   when the link began, in seconds since 1970
 
 A message without them is one of another program.
@@ -66,7 +67,8 @@ _HAS_TIMESTAMP: Final = 1 << 6
 _HAS_APP_ID: Final = 1 << 3
 _NUMBERED: Final = _HAS_MESSAGE_ID | _HAS_TIMESTAMP | _HAS_APP_ID
 _MORE_FLAGS: Final = 1
-_MAX_MESSAGE_ID: Final = 40
+_MESSAGE_ID_WORDS: Final = 4
+_MAX_MESSAGE_ID: Final = 80
 # The properties by their bits, from the highest: how many bytes each has; None for a short string, -1 for a table.
 _PROPERTIES: Final = (
     (15, None),
@@ -90,8 +92,10 @@ class Content(NamedTuple):
 
     Attributes:
         size: Bytes of the body.
-        app_id: The publishing link; empty for another program.
-        number: The messages of that link are counted from 1 on.
+        app_id: The publishing worker; empty for another program.
+        number: Its number among those of that worker.
+        link: Which link of that worker, counted from 1 on.
+        base: The number before the first message of that link.
         age_seconds: How old that link was.
         began_at: When it began, by the clock of its host, in seconds since 1970.
     """
@@ -99,6 +103,8 @@ class Content(NamedTuple):
     size: int
     app_id: bytes = b""
     number: int = 0
+    link: int = 0
+    base: int = 0
     age_seconds: float = 0.0
     began_at: int = 0
 
@@ -146,7 +152,8 @@ def encode_message(exchange: bytes, channel: str, payload: bytes, content: Conte
         content: What its header has.
         frame_bytes: Largest frame.
     """
-    message_id = b"%d %d" % (content.number, int(content.age_seconds * 1000) + 1)
+    age = int(content.age_seconds * 1000) + 1
+    message_id = b"%d %d %d %d" % (content.number, age, content.link, content.base)
     method = _PUBLISH + _short(exchange) + _short(channel.encode()) + b"\0"
     properties = _short(message_id) + content.began_at.to_bytes(8, "big") + _short(content.app_id)
     header = _CONTENT.pack(_BASIC, 0, content.size, _NUMBERED) + properties
@@ -202,10 +209,11 @@ def read_content(payload: bytes) -> Content:
             found[bit] = payload[start:position]
     except (struct.error, IndexError):
         raise WireError("the header of a message is cut short") from None
-    number, _, age = found[7].partition(b" ")
-    if not (number.isdigit() and age.isdigit() and len(found[7]) <= _MAX_MESSAGE_ID):
+    words = found[7].split(b" ")
+    if len(words) != _MESSAGE_ID_WORDS or len(found[7]) > _MAX_MESSAGE_ID or not all(map(bytes.isdigit, words)):
         return Content(size)
-    return Content(size, found[3], int(number), int(age) / 1000, int.from_bytes(found[6], "big"))
+    number, age, link, base = map(int, words)
+    return Content(size, found[3], number, link, base, age / 1000, int.from_bytes(found[6], "big"))
 
 
 def _frame(kind: int, payload: bytes) -> bytes:

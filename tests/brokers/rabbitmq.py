@@ -1,27 +1,29 @@
-"""RabbitMQ for tests: a node of its own, with its own names and files, beside whatever runs on this machine."""
+"""RabbitMQ for tests: nodes of its own, with their own names and files, beside whatever runs on this machine."""
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 import psutil
 
-from tests.brokers.broker import Broker, ContainerBroker, GivenBroker, ProcessBroker
+from tests.brokers.broker import Broker, BrokerMissingError, ContainerBroker, GivenBroker, ProcessBroker
 from tests.brokers.certificate import self_signed_certificate
-from tests.brokers.process import end, free_port, install, start
+from tests.brokers.cluster import Cluster
+from tests.brokers.process import end, free_port, install, made, start
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["RabbitProcess", "private_rabbitmq", "shared_rabbitmq"]
+__all__ = ["RabbitCluster", "RabbitProcess", "private_rabbitmq", "rabbitmq_cluster", "shared_rabbitmq"]
 
 _IMAGE: Final = "rabbitmq:4.2-alpine"  # as in docker-compose.yml
 _HEADER: Final = b"AMQP\0\0\x09\x01"
@@ -47,9 +49,52 @@ def private_rabbitmq(folder: Path) -> Broker:
     return RabbitProcess(found, folder) if found is not None else _RabbitContainer()
 
 
+def rabbitmq_cluster(folder: Path) -> RabbitCluster:
+    """Return a cluster of two nodes, not started.
+
+    Raises:
+        BrokerMissingError: This machine cannot run RabbitMQ as a program.
+    """
+    programs = _programs() or (_programs() if install("rabbitmq-server") else None)
+    if programs is None:
+        raise BrokerMissingError("no rabbitmq-server")
+    names = _NameService()
+    return RabbitCluster([RabbitProcess(programs, made(folder / name), names) for name in ("one", "two")])
+
+
 def _programs() -> Path | None:
     """Return the folder of its scripts: Debian's own, in PATH, change the user and the folder."""
     return max(Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*/sbin"), default=None)
+
+
+class _NameService:
+    """The service by which nodes find each other; they would start it themselves, and leave it running.
+
+    Attributes:
+        port: Its port.
+        cookie: The secret of its nodes.
+    """
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.cookie = secrets.token_hex(10)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return the state for another process, without the handle that ends it."""
+        return {**self.__dict__, "_process": None}
+
+    def start(self, folder: Path) -> None:
+        """Run it, unless it runs."""
+        if self._process is None:
+            command = ["epmd", "-address", "127.0.0.1", "-port", str(self.port)]
+            self._process = start(command, cwd=folder, log=folder / "epmd.log")
+
+    def end(self) -> None:
+        """End it."""
+        process, self._process = self._process, None
+        if process is not None:
+            end(process)
 
 
 class RabbitProcess(ProcessBroker):
@@ -58,25 +103,28 @@ class RabbitProcess(ProcessBroker):
     Args:
         programs: The folder of its scripts.
         folder: An empty folder for its log.
+        names: The service of all nodes of its cluster.
 
     Attributes:
         tls_url: The same by TLS, with a self-signed certificate that the URL names as its authority.
+        node_name: Its name in its cluster.
     """
 
     start_seconds = 90.0
 
-    def __init__(self, programs: Path, folder: Path) -> None:
+    def __init__(self, programs: Path, folder: Path, names: _NameService | None = None) -> None:
         super().__init__(folder)
         self._programs = programs
         self._home = Path()
-        self._ports = {name: free_port() for name in ("tls", "names", "nodes")}
-        self._names: subprocess.Popen[bytes] | None = None
+        self._tls_port, self._nodes_port = free_port(), free_port()
+        self._names = names or _NameService()
         certificate = self_signed_certificate(folder)
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}"
-        self.tls_url: str = f"amqps://guest:guest@127.0.0.1:{self._ports['tls']}?tls_ca_certs={certificate}"
+        self.tls_url: str = f"amqps://guest:guest@127.0.0.1:{self._tls_port}?tls_ca_certs={certificate}"
+        self.node_name: str = f"backplane-{self.port}@localhost"
         self._settings = (
             f"listeners.tcp.1 = 127.0.0.1:{self.port}",
-            f"listeners.ssl.1 = 127.0.0.1:{self._ports['tls']}",
+            f"listeners.ssl.1 = 127.0.0.1:{self._tls_port}",
             f"ssl_options.certfile = {certificate}",
             f"ssl_options.keyfile = {certificate.parent / 'key.pem'}",
             "ssl_options.verify = verify_none",
@@ -86,14 +134,8 @@ class RabbitProcess(ProcessBroker):
             "collect_statistics_interval = 60000",
         )
 
-    def __getstate__(self) -> dict[str, object]:
-        """Return the state for another process: with the address, without the handles that end it."""
-        return {**super().__getstate__(), "_names": None}
-
     def __enter__(self) -> Self:
-        self._home = Path(tempfile.mkdtemp(prefix="bp-mq-"))
-        (self._home / "rabbitmq.conf").write_text("\n".join(self._settings) + "\n")
-        (self._home / "plugins").write_text("[].\n")
+        self.prepare()
         try:
             self.start()
         except BaseException:
@@ -103,8 +145,20 @@ class RabbitProcess(ProcessBroker):
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        if self._names is not None:
-            end(self._names)
+        self.clear()
+
+    def prepare(self, *settings: str) -> None:
+        """Create its files, with more `settings`."""
+        self._home = Path(tempfile.mkdtemp(prefix="bp-mq-"))
+        (self._home / "rabbitmq.conf").write_text("\n".join((*self._settings, *settings)) + "\n")
+        (self._home / "plugins").write_text("[].\n")
+        cookie = self._home / ".erlang.cookie"
+        cookie.write_text(self._names.cookie)
+        cookie.chmod(0o400)
+
+    def clear(self) -> None:
+        """Delete its files."""
+        self._names.end()
         shutil.rmtree(self._home, ignore_errors=True)
 
     def command(self) -> Sequence[str]:
@@ -113,10 +167,8 @@ class RabbitProcess(ProcessBroker):
         return ["env", *settings, str(self._programs / "rabbitmq-server")]
 
     def launch(self) -> None:
-        """Run it, and first the service that finds nodes by their names, which it would leave running."""
-        if self._names is None:
-            names = ["epmd", "-address", "127.0.0.1", "-port", str(self._ports["names"])]
-            self._names = start(names, cwd=self.folder, log=self.folder / "epmd.log")
+        """Run it."""
+        self._names.start(self.folder)
         super().launch()
 
     def answers(self) -> bool:
@@ -145,13 +197,22 @@ class RabbitProcess(ProcessBroker):
         )
         return done.stdout
 
+    def part_from(self, other: RabbitProcess) -> None:
+        """Cut the link to another node of the cluster: each refuses the other for its wrong secret."""
+        name = f"'{other.node_name}'"
+        self.control("eval", f"erlang:set_cookie({name}, wrong), erlang:disconnect_node({name}).")
+
+    def rejoin(self, other: RabbitProcess) -> None:
+        """Let another node link again."""
+        self.control("eval", f"erlang:set_cookie('{other.node_name}', '{self._names.cookie}').")
+
     def _environment(self) -> dict[str, str]:
         home = str(self._home)
         return {
             "HOME": home,
-            "ERL_EPMD_PORT": str(self._ports["names"]),
-            "RABBITMQ_NODENAME": f"backplane-{self.port}@localhost",
-            "RABBITMQ_DIST_PORT": str(self._ports["nodes"]),
+            "ERL_EPMD_PORT": str(self._names.port),
+            "RABBITMQ_NODENAME": self.node_name,
+            "RABBITMQ_DIST_PORT": str(self._nodes_port),
             "RABBITMQ_MNESIA_BASE": f"{home}/data",
             "RABBITMQ_LOG_BASE": f"{home}/log",
             "RABBITMQ_CONFIG_FILE": f"{home}/rabbitmq.conf",
@@ -159,6 +220,45 @@ class RabbitProcess(ProcessBroker):
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}",
             "RUNNING_UNDER_SYSTEMD": "1",  # the script becomes the server, and does not watch over it
         }
+
+
+class RabbitCluster(Cluster):
+    """Nodes that form a cluster when they start.
+
+    Attributes:
+        nodes: The nodes.
+    """
+
+    nodes: Sequence[RabbitProcess]
+
+    def __init__(self, nodes: Sequence[RabbitProcess]) -> None:
+        for node in nodes:
+            node.url = f"amqp://127.0.0.1:{node.port}"
+        super().__init__(nodes, lambda node: node is not nodes[0] or self._are_one())
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            formation = [
+                "cluster_formation.peer_discovery_backend = classic_config",
+                "cluster_partition_handling = autoheal",
+            ]
+            for number, node in enumerate(self.nodes, 1):
+                formation.append(f"cluster_formation.classic_config.nodes.{number} = {node.node_name}")
+            for node in self.nodes:
+                node.prepare(*formation)
+                stack.callback(node.clear)
+            super().__enter__()
+            stack.callback(super().__exit__)
+            self._files = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def _are_one(self) -> bool:
+        """Ask one node, which takes seconds: it waits for all of them."""
+        self.nodes[0].control("await_online_nodes", str(len(self.nodes)))
+        return True
 
 
 class _RabbitContainer(ContainerBroker):

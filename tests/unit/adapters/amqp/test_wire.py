@@ -32,7 +32,7 @@ from backplane.adapters.amqp.wire import (
 )
 from backplane.errors import BrokerAuthenticationError
 
-_CONTENT = Content(10, b"worker", 7, 1.5, 1_700_000_000)
+_CONTENT = Content(10, b"worker", 7, 2, 5, 1.5, 1_700_000_000)
 
 
 def encoded(payload: bytes, frame_bytes: int = 4096) -> bytes:
@@ -54,7 +54,7 @@ def test_a_message_is_what_others_read() -> None:
     assert isinstance(method, commands.Basic.Publish)
     assert (method.exchange, method.routing_key, method.mandatory) == ("backplane", "röom", False)
     assert isinstance(header, ContentHeader)
-    assert (header.body_size, header.properties.message_id, header.properties.app_id) == (10, "7 1501", "worker")
+    assert (header.body_size, header.properties.message_id, header.properties.app_id) == (10, "7 1501 2 5", "worker")
     assert [body.value for body in bodies if isinstance(body, ContentBody)] == [b"01234567", b"89"]
 
 
@@ -86,7 +86,9 @@ def test_numbers_are_read_back() -> None:
     [
         commands.Basic.Properties(),
         commands.Basic.Properties(app_id="x", message_id="y"),
-        commands.Basic.Properties(content_type="a", headers={"k": "v"}, delivery_mode=1, app_id="x", message_id="1 2"),
+        commands.Basic.Properties(
+            content_type="a", headers={"k": "v"}, delivery_mode=1, app_id="x", message_id="1 2 3"
+        ),
         commands.Basic.Properties(app_id="x", message_id="1" * 100, priority=3),
     ],
 )
