@@ -34,7 +34,7 @@ class ServerProcess:
     process: subprocess.Popen[bytes]
     log: Path
 
-    def wait_until(self, condition: Callable[[], bool], what: str, *, seconds: float = 40) -> None:
+    def wait_until(self, condition: Callable[[], bool], what: str, *, seconds: float = 60) -> None:
         """Wait until `condition` holds, or fail as soon as the server has ended. Blocks."""
 
         def holds() -> bool:

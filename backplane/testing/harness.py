@@ -60,7 +60,7 @@ async def started_worker(url: str) -> AsyncGenerator[Worker]:
 
 
 def quick_backplane(
-    url: str | Broadcaster, *, probe_interval_seconds: float = 30, publish_timeout_seconds: float = 1
+    url: str | Broadcaster, *, probe_interval_seconds: float = 30, publish_timeout_seconds: float = 10
 ) -> Backplane:
     """Return a backplane that reconnects and forgets channels faster than the defaults do."""
     settings = Settings(

@@ -138,7 +138,7 @@ def test_commands(broker_url: str, tmp_path: Path) -> None:
         assert (status, report["confirmed"], report["closed"]) == (0, True, 6)
         for client in clients:
             with pytest.raises(ConnectionClosed):
-                client.recv(timeout=20)
+                client.recv(timeout=60)
             assert (client.close_code, client.close_reason) == (4503, "bye")
         status, report = application.command("present", "room:1")
         assert (status, [user["user"] for user in report["users"]]) == (0, ["bob"])

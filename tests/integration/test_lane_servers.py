@@ -88,7 +88,7 @@ def serving(command: tuple[str, ...], folder: Path) -> Generator[str]:
 def test_server_has_the_lane(command: tuple[str, ...], words: str, tmp_path: Path) -> None:
     """The application has the lane, and what it writes to it reaches the client."""
     with serving(command, tmp_path) as url, connect(url, open_timeout=20) as client:
-        assert client.recv(timeout=20) == words
+        assert client.recv(timeout=60) == words
 
 
 @pytest.mark.parametrize(
@@ -114,10 +114,10 @@ def test_server_is_bounded(command: tuple[str, ...], deflates: bool, limit: int,
         with connect(f"{url}/echo", open_timeout=20, max_size=None) as client:
             assert bool(client.protocol.extensions) is deflates
             client.send(b"x" * limit)
-            assert len(client.recv(timeout=20)) == limit
+            assert len(client.recv(timeout=60)) == limit
             # The header alone: to an unread payload the kernel would reply with a reset.
             client.socket.sendall(struct.pack("!BBQ4s", 0x82, 0xFF, limit + 1, bytes(4)))
             with pytest.raises(ConnectionClosed) as caught:
-                client.recv(timeout=20)
+                client.recv(timeout=60)
     assert caught.value.rcvd is not None
     assert caught.value.rcvd.code == 1009

@@ -581,7 +581,7 @@ async def test_the_only_server_is_not_left_in_lame_duck_mode(private_nats: Start
     async with adapter(broker.url) as (broadcaster, sink):
         await broadcaster.subscribe(["room"])
         broker.enter_lame_duck_mode()
-        await sink.until(lambda: bool(sink.losses), timeout_seconds=20)
+        await sink.until(lambda: bool(sink.losses), timeout_seconds=60)
         assert "lame duck" not in str(sink.losses[0])
 
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-HASTY = Settings(start_timeout_seconds=0.5)
+HASTY = Settings(start_timeout_seconds=1)
 
 
 def foreign_client(url: str) -> Any:

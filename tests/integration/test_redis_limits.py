@@ -193,7 +193,7 @@ async def test_a_server_at_its_limit_of_clients_is_unavailable(private_redis: St
     async with client(broker.url) as only:
         await only.ping()
         with pytest.raises(BrokerUnavailableError, match="max number of clients"):
-            await Backplane(broker.url, settings=Settings(start_timeout_seconds=0.2)).start()
+            await Backplane(broker.url, settings=Settings(start_timeout_seconds=2)).start()
 
 
 async def test_a_server_that_cannot_save_publishes(private_redis: StartRedis) -> None:

@@ -72,7 +72,7 @@ def talk(servers: Sequence[ExampleServer]) -> None:
         for client in clients:
             texts: set[str] = set()
             while not texts >= {f"message {number}" for number in range(len(clients))}:
-                texts.add(json.loads(client.recv(timeout=20)).get("data", {}).get("text", ""))
+                texts.add(json.loads(client.recv(timeout=60)).get("data", {}).get("text", ""))
 
 
 def firing(watched: Prometheus) -> set[str]:
