@@ -57,7 +57,7 @@ class Prometheus:
 
     def series(self, expression: str) -> list[tuple[dict[str, str], float]]:
         """Return the present series of an expression, each with its labels and its value."""
-        response = httpx2.get(f"{self._url}/api/v1/query", params={"query": expression}, timeout=20, trust_env=False)
+        response = httpx2.get(f"{self._url}/api/v1/query", params={"query": expression}, timeout=60, trust_env=False)
         answer: dict[str, Any] = json.loads(response.text)
         assert answer["status"] == "success", answer
         result = answer["data"]["result"]
@@ -71,7 +71,7 @@ class Prometheus:
         response = httpx2.get(
             f"{self._url}/api/v1/query_exemplars",
             params={"query": expression, "start": now - 3_600, "end": now + 3_600},
-            timeout=20,
+            timeout=60,
             trust_env=False,
         )
         answer: dict[str, Any] = json.loads(response.text)

@@ -49,7 +49,7 @@ class Site:
 
     def get(self, path: str, method: str = "GET", body: Any = None, **headers: str) -> tuple[int, bytes]:
         """Return what one of the workers answers to a visitor with the cookie."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             named = {"Cookie": "session=staff", **{name.replace("_", "-"): value for name, value in headers.items()}}
             connection.request(method, path, None if body is None else json.dumps(body), named)

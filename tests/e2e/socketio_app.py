@@ -43,4 +43,4 @@ async def call(sid: str, method: str, arguments: dict[str, Any]) -> str:
 @sio.event  # type: ignore[untyped-decorator]
 async def ask(sid: str, other: str, question: str) -> Any:
     """Ask another client, on any worker, and return its answer."""
-    return await sio.call("question", question, to=other, timeout=30)
+    return await sio.call("question", question, to=other, timeout=60)

@@ -74,7 +74,7 @@ class Application:
 
     def get(self, path: str) -> Any:
         """Return what one of the workers answers."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request("GET", path)
             return json.loads(connection.getresponse().read())

@@ -447,5 +447,5 @@ def test_ctrl_c_ends_every_process(demo: Demo, room: str, ending: signal.Signals
     assert closed.value.rcvd.code == 1012  # service restart
     assert demo.process.wait() == 0
     assert "Traceback" not in printed
-    _, running = psutil.wait_procs(children, timeout=30)
+    _, running = psutil.wait_procs(children, timeout=60)
     assert running == []

@@ -140,7 +140,7 @@ def test_tail_and_publish(visit: Visit, site: Site) -> None:
         client.recv()
         page.get_by_label("Publish a message").fill("from the page")
         page.get_by_role("button", name="Publish").click()
-        assert client.recv(timeout=30) == "from the page"
+        assert client.recv(timeout=60) == "from the page"
         expect(page.get_by_text("Published to room")).to_be_visible()
         expect(page.locator(".messages pre")).to_have_count(2)
         page.get_by_role("button", name="Pause").click()
@@ -183,10 +183,10 @@ def test_disconnect(visit: Visit, site: Site) -> None:
         page.get_by_role("button", name="Disconnect ada now").click()
         expect(page.get_by_text("Closed")).to_be_visible()
         with pytest.raises(Exception, match="4001") as closed:
-            ada.recv(timeout=30)
+            ada.recv(timeout=60)
         assert "log in again" in str(closed.value)
         bob.send("still here")
-        assert bob.recv(timeout=30) == "still here"
+        assert bob.recv(timeout=60) == "still here"
 
 
 def test_why(visit: Visit, site: Site) -> None:
@@ -201,7 +201,7 @@ def test_why(visit: Visit, site: Site) -> None:
         ):
             if "test message" in verdict:
                 ada.send("real")
-                assert ada.recv(timeout=30) == "real"
+                assert ada.recv(timeout=60) == "real"
             page.get_by_label("Client").fill(client)
             page.get_by_label("Channel", exact=True).fill(channel)
             page.get_by_role("button", name="Look").click()

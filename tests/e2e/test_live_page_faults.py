@@ -110,7 +110,7 @@ def workers(module_redis: Broker, tmp_path_factory: pytest.TempPathFactory) -> I
 
 def plant(site: Site, fault: str) -> None:
     """Cause a fault in a worker."""
-    with urlopen(Request(f"{site.address}/faults/{fault}", method="POST"), timeout=30) as answer:
+    with urlopen(Request(f"{site.address}/faults/{fault}", method="POST"), timeout=60) as answer:
         assert answer.status == 200
 
 

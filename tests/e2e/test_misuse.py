@@ -42,7 +42,7 @@ def url(request: pytest.FixtureRequest) -> str:
 
 def post(port: int, path: str) -> str:
     """Return the response's text, in bounded time."""
-    connection = HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request("POST", path)
         response = connection.getresponse()

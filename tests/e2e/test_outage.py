@@ -143,7 +143,7 @@ class Beat:
 
     async def run(self) -> None:
         """Publish until cancelled."""
-        async with httpx.AsyncClient(timeout=30) as http:
+        async with httpx.AsyncClient(timeout=60) as http:
             for number in count():
                 response = await http.post(self._url, content=f"beat {number}")
                 if response.status_code == 200:

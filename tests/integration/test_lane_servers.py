@@ -109,7 +109,7 @@ def test_server_has_the_lane(command: tuple[str, ...], words: str, tmp_path: Pat
 def test_server_is_bounded(command: tuple[str, ...], deflates: bool, limit: int, tmp_path: Path) -> None:
     """By default HTTP is bounded, a message has at most 1 MiB, and no client has a compressor of its own."""
     with serving(command, tmp_path) as url:
-        with urlopen(url.replace("ws:", "http:"), timeout=20) as response:
+        with urlopen(url.replace("ws:", "http:"), timeout=120) as response:
             assert response.read() == b"bounded"
         with connect(f"{url}/echo", open_timeout=20, max_size=None) as client:
             assert bool(client.protocol.extensions) is deflates

@@ -163,7 +163,7 @@ def run(code: str, url: str) -> None:
         [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning", "-c", code, url],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=120,
         check=False,
     )
     errors = [line for line in done.stderr.splitlines() if "has ended without `stop`" not in line]

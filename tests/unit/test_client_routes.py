@@ -70,7 +70,7 @@ def test_close_codes(client: TestClient, tmp_path: Path) -> None:
         "console.log(JSON.stringify(codes.filter(BackplaneSocket.comesBack)));\n",
         encoding="utf-8",
     )
-    done = subprocess.run([NODE, tmp_path / "codes.mjs"], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([NODE, tmp_path / "codes.mjs"], capture_output=True, text=True, timeout=120, check=True)
     assert json.loads(done.stdout) == [code for code in range(1000, 5000) if comes_back(code)]
 
 
@@ -78,6 +78,6 @@ def test_model(client: TestClient, tmp_path: Path) -> None:
     """At random events of page, network and server it has one socket at most, each message once, and ends for good."""
     (tmp_path / "client.mjs").write_text(client.get("/backplane/client.mjs").text, encoding="utf-8")
     paths = [NODE, Path(__file__).parent / "client_model.mjs", tmp_path / "client.mjs"]
-    done = subprocess.run([*paths, "1", "200"], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([*paths, "1", "200"], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert int(done.stdout) > 50  # so often it was connected

@@ -128,7 +128,7 @@ def test_suite_runs_in_another_project(code: str, tmp_path: Path) -> None:
     """Each suite runs from a test file as the page has it, with no configuration, once."""
     (tmp_path / "test_mine.py").write_text(code, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-k", "bytes_are_intact or payloads_are_intact"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout
     assert f"{code.count('Conformance):')} passed" in done.stdout
 
@@ -144,7 +144,7 @@ def test_script_runs(code: str, tmp_path: Path) -> None:
         env=os.environ | {"BACKPLANE_URL": "memory://"},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=120,
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

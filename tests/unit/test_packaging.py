@@ -164,7 +164,7 @@ OPTIONAL_PACKAGES = [
 def python(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run a fresh interpreter in `folder` and return how it ended."""
     return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=50
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=120
     )
 
 

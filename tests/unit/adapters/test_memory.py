@@ -418,5 +418,5 @@ if os.fork() == 0:
     os._exit(0)
 os.wait()
 """
-    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
     assert output.stdout.split() == ["1", "1"]

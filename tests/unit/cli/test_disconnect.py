@@ -59,7 +59,7 @@ def is_open(client: ClientConnection) -> bool:
 def closed(client: ClientConnection) -> tuple[int, str]:
     """Wait until a client is closed; return with which code and reason."""
     with pytest.raises(ConnectionClosed):
-        client.recv(timeout=20)
+        client.recv(timeout=120)
     assert client.close_code is not None
     return client.close_code, client.close_reason or ""
 

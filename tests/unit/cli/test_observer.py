@@ -185,7 +185,7 @@ def test_interrupted(url: str, command: list[str], words: str, ending: signal.Si
         while b"waiting for heartbeats: 1 worker, " not in read:
             read += shown.read(100_000)
         process.send_signal(ending)
-        printed, _ = process.communicate(timeout=20)
+        printed, _ = process.communicate(timeout=120)
         read += shown.read(100_000)
         os.close(end_of_process)
     assert (process.returncode, printed) == (130, b"")

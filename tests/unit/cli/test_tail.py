@@ -210,7 +210,7 @@ def test_signal(ipc_url: str, ending: signal.Signals) -> None:
         assert process.stdout is not None
         assert process.stdout.readline().endswith("hello\n")
         process.send_signal(ending)
-        printed, errors = process.communicate(timeout=10)
+        printed, errors = process.communicate(timeout=120)
 
     assert (process.returncode, printed) == (0, "")
     assert re.fullmatch(r"1 message, 0 gaps, 5 bytes in \d+\.\d s\n", errors)
@@ -224,7 +224,7 @@ def test_reader_that_closes_the_pipe(ipc_url: str) -> None:
         asyncio.run(publish(ipc_url, "room", "hello"))
         assert process.stderr is not None
         errors = process.stderr.read()
-        process.wait(timeout=10)
+        process.wait(timeout=120)
 
     assert process.returncode == 0
     assert re.fullmatch(r"1 message, 0 gaps, 5 bytes in \d+\.\d s\n", errors)

@@ -93,7 +93,7 @@ def test_under_gevent(arguments: list[str]) -> None:
         [sys.executable, "-W", "error", "-c", GREENLETS, *arguments],
         capture_output=True,
         text=True,
-        timeout=40,
+        timeout=120,
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "no event loop here\n", "")

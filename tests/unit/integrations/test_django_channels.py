@@ -187,7 +187,7 @@ async def test_beside_channels_redis(redis_broker: Broker) -> None:
         await layer.group_send("chat", HELLO)
         published: Any = None
         while published is None or published["type"] != "message":
-            published = await old.get_message(timeout=20)
+            published = await old.get_message(timeout=120)
         assert msgpack.unpackb(published["data"]) == HELLO
         await link.publish("asgi__group__chat", msgpack.packb({"type": "old"}))
     assert [await received(layer, channel) for _ in range(2)] == [HELLO, {"type": "old"}]

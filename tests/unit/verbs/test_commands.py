@@ -133,7 +133,7 @@ async def cluster(*backplanes: Backplane) -> AsyncGenerator[None]:
             await stack.enter_async_context(backplane)
         async with asyncio.timeout(WAIT_SECONDS):
             for backplane in backplanes:
-                while len((await backplane.survey("none", timeout_seconds=0.2)).errors) != len(backplanes):
+                while len((await backplane.survey("none", timeout_seconds=0.5)).errors) != len(backplanes):
                     pass
         yield
 
@@ -587,9 +587,9 @@ async def test_a_survey(ipc_url: str) -> None:
 
     _ = answer, hang
     async with cluster(first, second):
-        answers = await first.survey("load", {"q": 1}, timeout_seconds=0.5)
+        answers = await first.survey("load", {"q": 1}, timeout_seconds=2)
         assert list(answers.by_worker.values()) == [[{"q": 1}, 1]]
-        assert list(answers.errors.values()) == ["the handler took longer than 0.45 s"]
+        assert list(answers.errors.values()) == ["the handler took longer than 1.8 s"]
         assert answers.missing == []
         with pytest.raises(InvalidDataError):
             await first.survey("load", object())
@@ -712,7 +712,7 @@ async def test_hostile_texts_on_every_reserved_channel(
                     runtime.hub.deliver(topic, text.encode(errors="surrogatepass"))
                 await until_idle()
             async with asyncio.timeout(WAIT_SECONDS):
-                answers = await backplane.count_connections(user="bob", timeout_seconds=0.5)
+                answers = await backplane.count_connections(user="bob", timeout_seconds=5)
                 assert answers.by_worker[Worker(id=runtime.origin.hex())] == 1
                 await backplane.send_to(user="bob", data="still there")
                 assert await client.receives() == "still there"
