@@ -38,6 +38,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
         "sdk-clients-tokens-and-rpc",
         "synchronous-code",
         "transactions",
+        "messages-of-others",
         "command-line",
         "testing",
     ),

@@ -20,6 +20,7 @@ from tests.brokers.broker import Broker, BrokerMissingError
 from tests.brokers.cluster import kafka_cluster, nats_cluster
 from tests.brokers.commons import COMMONS
 from tests.brokers.kafka import KafkaConfig, KafkaProcess, private_kafka, shared_kafka
+from tests.brokers.mosquitto import MosquittoProcess
 from tests.brokers.nats import delete_streams, private_nats, shared_nats
 from tests.brokers.postgres import PostgresConfig, private_postgres, shared_postgres
 from tests.brokers.rabbitmq import RabbitCluster, private_rabbitmq, rabbitmq_cluster, shared_rabbitmq
@@ -346,6 +347,13 @@ def private_nats_fixture(
             return stack.enter_context(made)
 
         yield start
+
+
+@pytest.fixture
+def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MosquittoProcess]:
+    """A Mosquitto for this test alone."""
+    with _started("mosquitto", lambda: MosquittoProcess(tmp_path_factory.mktemp("mosquitto"))) as broker:
+        yield broker
 
 
 @pytest.fixture(scope="session")

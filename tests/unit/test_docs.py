@@ -67,6 +67,7 @@ PROSE = [
             "benchmarks/README.md",
             "examples/celery/README.md",
             "examples/django/README.md",
+            "examples/mirror/README.md",
             "examples/observability/README.md",
             "examples/sdk/README.md",
         )
