@@ -15,7 +15,7 @@ from pamqp import commands
 from pamqp.exceptions import PAMQPException
 from pamqp.frame import marshal, unmarshal
 
-from backplane.adapters.amqp.errors import WireError, refusal, unavailable
+from backplane.adapters.amqp.errors import ENDED, WireError, refusal, unavailable
 from backplane.adapters.amqp.wire import (
     CHANNEL,
     HEARTBEAT_FRAME,
@@ -203,11 +203,11 @@ class AmqpConnection(ABC, asyncio.Protocol):
                 elif kind == METHOD and payload[:4] == commands.Connection.CloseOk.index.to_bytes(4, "big"):
                     self.end(self.loss)
         except (WireError, PAMQPException) as error:
-            self.end(unavailable(f"the connection ended: {error}"))
+            self.end(unavailable(f"{ENDED}: {error}"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop."""
-        self._give_up(unavailable(f"the connection ended{f': {exc}' if exc else ''}"))
+        self._give_up(unavailable(f"{ENDED}{f': {exc}' if exc else ''}"))
         if not self._closed.done():
             self._closed.set_result(None)
 

@@ -20,6 +20,7 @@ from backplane.errors import (
 __all__ = [
     "ACCESS_REFUSED",
     "CONNECT_ERRORS",
+    "ENDED",
     "PRECONDITION_FAILED",
     "WireError",
     "connect_error",
@@ -33,6 +34,8 @@ ACCESS_REFUSED: Final = 403
 PRECONDITION_FAILED: Final = 406
 _NOT_ALLOWED: Final = 530  # the virtual host is missing, or closed to this user
 
+ENDED: Final = "the connection ended"
+"""How the reason begins where a connection ended without one that the server gave."""
 CONNECT_ERRORS: Final[tuple[type[Exception], ...]] = (OSError, BrokerError, UnicodeError)
 """What can be raised while a connection is opened: a name with a label of over 63 characters is a `UnicodeError`."""
 
@@ -82,5 +85,8 @@ def connect_error(error: Exception, where: str) -> BrokerError:
     if isinstance(error, BrokerError) and not isinstance(error, BrokerUnavailableError):
         return BrokerError(f"{where}: {reason}", adapter="amqp", retriable=error.retriable)
     if isinstance(error, ssl.SSLError):
-        return unavailable(f"cannot reach {where}: the TLS handshake failed: {reason}")
+        hint = "where this port speaks no TLS, the scheme is amqp://"
+        return unavailable(f"cannot reach {where}: the TLS handshake failed: {reason}; {hint}")
+    if reason.startswith(ENDED) and where.startswith("amqp:"):
+        reason += "; where this port speaks TLS, the scheme is amqps://"
     return unavailable(f"cannot reach {where}: {reason}")

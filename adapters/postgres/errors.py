@@ -98,7 +98,9 @@ def connect_error(error: Exception, where: str) -> BrokerError:
         return BrokerAuthenticationError(f"{where} refused the login: {reason}", adapter="postgres")
     if isinstance(error, OSError) or not code or code.startswith(_CANNOT_CONNECT_NOW):
         if "rejected SSL upgrade" in reason:
-            return BrokerError(f"{where} speaks no TLS, which the URL demands", adapter="postgres", retriable=True)
+            # Of sslmode=prefer asyncpg itself goes on in the clear where a PostgreSQL speaks no TLS.
+            reason = f"{where} speaks no TLS, which sslmode demands, or is no PostgreSQL"
+            return BrokerError(reason, adapter="postgres", retriable=True)
         return unavailable(f"cannot reach {where}: {reason}")
     return BrokerError(f"{where} refused the session: {reason}", adapter="postgres", retriable=False)
 

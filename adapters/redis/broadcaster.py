@@ -237,7 +237,12 @@ class RedisBroadcaster(Broadcaster):
 
     async def inspect(self, subscribers: Mapping[str, int]) -> list[Finding]:
         """Return what of the server's limits can cut links, and whether as many workers have subscribed as should."""
-        return await inspect_server(_required(self._publisher), self.options.prefix, subscribers)
+        return await inspect_server(
+            _required(self._publisher),
+            self.options.prefix,
+            subscribers,
+            expects_cluster=self.url.scheme.endswith("+cluster"),
+        )
 
     async def others(self, channel: str, most: int) -> list[Broadcaster]:
         """Return adapters with the other prefixes under which a reserved channel has subscribers on this server."""

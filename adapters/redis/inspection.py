@@ -24,15 +24,18 @@ _MOST_CLIENTS_SHARE: Final = 0.8
 _CONTROL: Final = "$backplane/control"
 
 
-async def inspect_server(link: RedisLink, prefix: str, subscribers: Mapping[str, int]) -> list[Finding]:
+async def inspect_server(
+    link: RedisLink, prefix: str, subscribers: Mapping[str, int], *, expects_cluster: bool
+) -> list[Finding]:
     """Return what was found; what an ACL denies is skipped.
 
     Args:
         link: A connection that takes commands.
         prefix: The prefix of the channels.
         subscribers: How many workers should have subscribed to a channel.
+        expects_cluster: Whether the URL is that of a cluster.
     """
-    findings: list[Finding] = []
+    findings: list[Finding] = [] if expects_cluster else await _cluster(link)
     for check, inspect in (("redis_output_buffer", _output_buffer), ("redis_maxclients", _clients)):
         try:
             findings.append(await inspect(link))
@@ -44,6 +47,19 @@ async def inspect_server(link: RedisLink, prefix: str, subscribers: Mapping[str,
     except hiredis.ReplyError as error:
         findings.append(Finding(check="redis_subscribers", level="skipped", text=f"an ACL denies it: {error}"))
     return findings
+
+
+async def _cluster(link: RedisLink) -> list[Finding]:
+    """Return whether the server is a node of a cluster, where the scheme of the URL is that of one server."""
+    try:
+        fields = info_fields(await link.ask(b"INFO", b"cluster"))
+    except hiredis.ReplyError:  # an ACL denies it
+        return []
+    if fields.get("cluster_enabled") != "1":
+        return []
+    text = "the server is a node of a cluster, and the URL is that of one server: every node gets every message"
+    cure = "redis+cluster:// publishes at the node of each channel, and finds the others where this one fails"
+    return [Finding(check="redis_cluster", level="warning", text=text, cure=cure)]
 
 
 async def _output_buffer(link: RedisLink) -> Finding:

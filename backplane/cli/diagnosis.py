@@ -219,7 +219,7 @@ def _describe_error(error: BrokerError, channel: str) -> str:
         (SubscribeError, f"grant channel {channel!r}, or name one that is granted: --channel"),
         (PublishOutcomeUnknownError, "the broker received the message and did not answer: see its log"),
         (PublishError, f"grant channel {channel!r}, or name one that is granted: --channel"),
-        (BrokerUnavailableError, "is the broker running, and does this host reach it?"),
+        (BrokerUnavailableError, "is the broker running, does this host reach it, and is this its port?"),
     ):
         if isinstance(error, kind):
             return f"{str(error).rstrip('.')}; {hint}"

@@ -47,7 +47,7 @@ class ClusterNode(RedisProcess):
     def __init__(self, program: str, folder: Path, config: RedisConfig) -> None:
         super().__init__(program, replace(config, arguments=(*config.arguments, *_arguments(folder))), folder)
 
-    def ask(self, *command: str, password: str = "") -> Any:
+    def ask(self, *command: str) -> Any:
         """Return the reply of the node; `None` if it does not answer, or refuses."""
         from redis import Redis, RedisError
 
@@ -55,7 +55,8 @@ class ClusterNode(RedisProcess):
         settings: dict[str, Any] = {"port": self.port, "socket_timeout": 1, "protocol": 2, "decode_responses": True}
         if self.certificate is not None:
             settings |= {"ssl": True, "ssl_ca_certs": str(self.certificate)}
-        with suppress(RedisError), client(host="127.0.0.1", password=password or None, **settings) as link:
+        password = self._config.password or None
+        with suppress(RedisError), client(host="127.0.0.1", password=password, **settings) as link:
             return link.execute_command(*command)
         return None
 
@@ -85,7 +86,7 @@ class RedisCluster:
     def ask(self, node: RedisProcess, *command: str) -> Any:
         """Return the reply of a node; `None` if it does not answer, or refuses."""
         assert isinstance(node, ClusterNode)
-        return node.ask(*command, password=self._password)
+        return node.ask(*command)
 
     def owner(self, channel: str) -> RedisProcess:
         """Return the node that serves a channel now."""

@@ -141,7 +141,6 @@ KINDS: Final = {"json": "/fast", "protobuf": "/fast", "script": "/enveloped"}
         *(
             pytest.param(*case, FAULTS, id="-".join(case), marks=pytest.mark.full)
             for case in product(KINDS, ("redis", "nats", "kafka"), ("kept", "plain"))
-            if case[::2] != ("script", "plain")  # it has no position there, and a page loads again after each close
         ),
     ],
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -73,11 +73,15 @@ async def test_cuts_and_kills(client: SdkClient, url: str, channel: str, own: st
 
 
 async def _until_caught_up(client: SdkClient, server: SdkServer, channel: str) -> int:
-    """Publish on until the client has the newest number; return it. Without a history what came meanwhile is lost."""
-    number = MESSAGES
-    async with asyncio.timeout(60):
-        while not any(event.get("data") == {"n": number} for event in client.events):
-            number += 1
-            await asyncio.to_thread(server.publish, channel, {"n": number})
-            await asyncio.sleep(0.2)
-    return number
+    """Publish on until the client has the newest number; return it. Without a history what came meanwhile is lost.
+
+    Each number is waited for longer than the one before, as on a loaded machine one takes its time.
+    """
+    for tries in range(10):
+        number = MESSAGES + 1 + tries
+        await asyncio.to_thread(server.publish, channel, {"n": number})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.2 * 1.6**tries):
+                await client.wait_for("publication", data={"n": number})
+                return number
+    raise TimeoutError(f"nothing of what was published came: {client.events}")

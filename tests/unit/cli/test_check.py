@@ -118,7 +118,11 @@ def test_absent_broker() -> None:
 
     assert status == 1
     assert "round trip" not in printed
-    assert errors == r"backplane: no broker\x1b[31m there; is the broker running, and does this host reach it?" + "\n"
+    assert (
+        errors
+        == r"backplane: no broker\x1b[31m there; is the broker running, does this host reach it, and is this its port?"
+        + "\n"
+    )
 
 
 @pytest.mark.usefixtures("absent_broker")

@@ -188,7 +188,7 @@ def test_absent_broker() -> None:
     status, findings = found(url)
     assert (status, findings["versions"]["level"], findings["broker"]["level"]) == (1, "ok", "error")
     assert f"cannot reach {url}" in findings["broker"]["text"]
-    assert findings["broker"]["cure"] == "is the broker running, and does this host reach it?"
+    assert findings["broker"]["cure"] == "is the broker running, does this host reach it, and is this its port?"
     assert "workers" not in findings
 
 
