@@ -54,6 +54,8 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 
 WAIT_SECONDS = 60
+# Within ten seconds where the machine has nothing else to do, and several tests are no such machine.
+NAMED_SECONDS = 30
 SETTINGS = Settings(
     worker_heartbeat_seconds=0.2, worker_down_seconds=60, probe_interval_seconds=60, publish_timeout_seconds=20
 )
@@ -61,11 +63,11 @@ CHANNEL = "orders:42"
 
 
 async def why(*arguments: str) -> tuple[int, str]:
-    """Run the command; return its status and what it prints. It ends within ten seconds."""
+    """Run the command; return its status and what it prints."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "backplane", "why", *arguments, "--seconds", "1"), stdout=asyncio.subprocess.PIPE
     )
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(NAMED_SECONDS):
         printed, _ = await process.communicate()
     return process.returncode or 0, printed.decode()
 
@@ -80,8 +82,8 @@ async def command_finds(url: str, secret: str | None = None) -> tuple[str, str]:
 
 
 async def page_finds(backplane: Backplane) -> tuple[str, str]:
-    """Return what the live page of a worker finds, within ten seconds."""
-    async with asyncio.timeout(10), browsing(backplane) as page:
+    """Return what the live page of a worker finds."""
+    async with asyncio.timeout(NAMED_SECONDS), browsing(backplane) as page:
         found = (await page.get("api/explain", params={"client": "ada", "channel": CHANNEL})).json()
     return found["verdict"], found["findings"][0]["worker"]
 
@@ -108,7 +110,7 @@ class Deployment:
 
     async def explain(self, channel: str = CHANNEL, client: str | None = "ada", **options: Any) -> Explanation:
         """Ask the other worker."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(NAMED_SECONDS):
             return await self.asked.explain(channel=channel, client=client, **options)
 
     async def receive(self, text: str, channel: str = CHANNEL) -> None:
@@ -410,14 +412,14 @@ async def test_a_lost_link(redis_broker: Broker) -> None:
         async with asyncio.timeout(WAIT_SECONDS):
             while site.serving.state == "live":
                 await asyncio.sleep(0.01)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(NAMED_SECONDS):
             found = await site.serving.explain(channel=CHANNEL, client="ada", timeout_seconds=1)
         assert (found.verdict, found.findings[0].worker, found.missing) == (
             "link down",
             site.worker.members().own().id,
             (),
         )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(NAMED_SECONDS):
             found = await site.serving.explain(channel=CHANNEL, client="bob", timeout_seconds=1)
         assert found.verdict == "link down"
         proxy.heal()
