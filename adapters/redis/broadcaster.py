@@ -23,11 +23,19 @@ from zlib import crc32
 import hiredis
 
 from backplane.adapters.redis.connect import Endpoint, Resolve, resolve
-from backplane.adapters.redis.errors import classify_reply, error_text, is_read_only, publish_error, unavailable
+from backplane.adapters.redis.errors import (
+    classify_reply,
+    error_text,
+    is_denied,
+    is_read_only,
+    publish_error,
+    unavailable,
+)
 from backplane.adapters.redis.history import KEYS_PREFIX, RedisHistory, load_scripts
 from backplane.adapters.redis.inspection import inspect_server, other_prefixes
 from backplane.adapters.redis.link import RedisLink
 from backplane.adapters.redis.options import MAX_PREFIX, RedisOptions, check_options
+from backplane.adapters.redis.patterns import escape_glob
 from backplane.adapters.redis.primary import COMPARE_SECONDS, Primary
 from backplane.adapters.redis.publisher_link import PublisherLink
 from backplane.adapters.redis.server_info import info_fields
@@ -117,6 +125,7 @@ class RedisBroadcaster(Broadcaster):
             max_payload_bytes=self.options.max_payload_bytes,
             keeps="server",
             deduplicates=True,
+            patterns=True,
         )
 
     async def start(self, sink: Sink) -> None:
@@ -164,6 +173,23 @@ class RedisBroadcaster(Broadcaster):
     async def unsubscribe(self, channels: Collection[str]) -> None:
         """Drop `channels`, here at once and then at the server."""
         await _required(self._subscriber).unsubscribe([self._encode(channel) for channel in channels])
+
+    async def subscribe_prefixes(self, prefixes: Collection[str]) -> None:
+        """Subscribe, by one PSUBSCRIBE for each prefix that begins with no other; each is work for every publish."""
+        subscriber = await self._require_subscriber()
+        refused: dict[str, str] = {}
+        unconfirmed: dict[str, str] = {}
+        for prefix, error in (await subscriber.subscribe_prefixes(prefixes)).items():
+            if classify_reply(error) == "refused":
+                refused[prefix] = f"{error}{self._grant_hint(prefix, error)}"
+            else:
+                unconfirmed[prefix] = str(error)
+        if refused or unconfirmed:
+            raise SubscribeError(refused, unconfirmed=unconfirmed, adapter="redis")
+
+    async def unsubscribe_prefixes(self, prefixes: Collection[str]) -> None:
+        """Drop `prefixes`; those that begin with one of them, and are still wanted, are subscribed to before."""
+        await _required(self._subscriber).unsubscribe_prefixes(prefixes)
 
     async def prepare(self, rules: HistoryRules) -> None:
         """Load the scripts that keep and recall, and check that the server permits what they do.
@@ -356,7 +382,7 @@ class RedisBroadcaster(Broadcaster):
             if publisher is None or sink is None:
                 raise unavailable("the link is closed")
             if self._subscriber is None:
-                subscriber = SubscriberLink(sink)
+                subscriber = SubscriberLink(sink, self.options.prefix)
                 await self._primary.open_beside(subscriber, publisher)
                 subscriber.adopt(self._lost)
                 self._subscriber = subscriber
@@ -406,6 +432,13 @@ class RedisBroadcaster(Broadcaster):
             demoted = unavailable(f"{self._primary.endpoint.where} is a replica now: {error_text(error)}")
             self._lost(demoted)
             raise demoted from error
+
+    def _grant_hint(self, prefix: str, error: hiredis.ReplyError) -> str:
+        """Return what to grant where an ACL denies PSUBSCRIBE, which it permits for a pattern that it has literally."""
+        if not is_denied(error):
+            return ""
+        pattern = escape_glob(self.options.prefix + prefix)
+        return f"; grant it: ACL SETUSER {self.url.username or 'default'} +psubscribe +punsubscribe &{pattern}*"
 
     def _encode(self, channel: str) -> bytes:
         return (self.options.prefix + channel).encode()

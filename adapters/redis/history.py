@@ -17,6 +17,7 @@ import hiredis
 
 from backplane.adapters.redis.errors import classify_reply, error_text, is_denied, is_read_only, unavailable
 from backplane.adapters.redis.link import pack_arguments
+from backplane.adapters.redis.patterns import escape_glob
 from backplane.adapters.redis.scripts import GRANTS, KEEP, KEEP_ONCE, PERMITTED, RECALL, SCRIPTS
 from backplane.broadcaster import KeptMessage, Recalled
 from backplane.errors import BrokerError, ConfigurationError
@@ -54,8 +55,6 @@ _ELEMENT_BYTES: Final = 14  # check and time, in front of the payload
 
 _ESCAPES: Final = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D"})
 _UNUSED_NAME: Final = "%"  # no channel has it, because of the escapes
-# Characters that have a meaning in a pattern of an ACL.
-_PATTERN_ESCAPES: Final = str.maketrans({character: f"\\{character}" for character in "*?[]\\"})
 
 
 class _Packed(NamedTuple):
@@ -193,7 +192,7 @@ class RedisHistory:
         """Raise what an error reply to a command of `prepare` means."""
         text = error_text(reply)
         if is_denied(reply):
-            pattern = f"{self._prefix.translate(_PATTERN_ESCAPES)}{KEYS_PREFIX}*"
+            pattern = f"{escape_glob(self._prefix)}{KEYS_PREFIX}*"
             raise _refused(
                 f"{where} does not permit this user to keep messages: {text}. "
                 f"Grant it: ACL SETUSER {self._username} {GRANTS} ~{pattern}"

@@ -30,7 +30,7 @@ from backplane import (
 )
 from backplane.adapters.redis import RedisBroadcaster
 from backplane.adapters.redis.options import RedisOptions
-from backplane.broadcaster import BrokerUrl
+from backplane.broadcaster import BrokerUrl, SupportsPrefixes
 from backplane.broker.registry import broadcaster_from_url
 from backplane.testing import FaultProxy, RecordingSink
 from backplane.testing.harness import next_message
@@ -158,6 +158,26 @@ async def test_no_subscription_is_left_on_the_server(private_redis: StartRedis) 
         async with asyncio.timeout(30):
             while await observer.pubsub_channels():
                 await asyncio.sleep(0.01)
+
+
+async def test_a_pattern_that_an_acl_denies_fails_alone(private_redis: StartRedis) -> None:
+    """An ACL permits the pattern that it names and no other: the rest raise, with the line that grants them."""
+    granted = "alice on >secret +@all resetchannels &shop:* &shop:a\\\\*b* &shop:a.*"
+    url = private_redis(RedisConfig(users=(granted,), login="alice:secret")).url
+    broadcaster, sink = broadcaster_from_url(f"{url}?prefix=shop:"), RecordingSink()
+    await broadcaster.start(sink)
+    assert isinstance(broadcaster, SupportsPrefixes)
+    with pytest.raises(SubscribeError, match=r"SETUSER alice \+psubscribe \+punsubscribe &shop:x\*"):
+        await broadcaster.subscribe_prefixes(["a.", "a.b", "x"])
+    await broadcaster.unsubscribe_prefixes(["a."])  # the pattern stays, because a longer one would be denied
+    await broadcaster.publish("a.1", b"not wanted any more")
+    await broadcaster.publish("a.b1", b"1")
+    await broadcaster.publish("x1", b"denied")
+    await broadcaster.subscribe_prefixes([""])
+    await broadcaster.publish("y", b"2")
+    await sink.until(lambda: len(sink.delivered) == 2)
+    assert sink.delivered == [("a.b1", b"1"), ("y", b"2")]
+    await broadcaster.stop()
 
 
 async def test_a_channel_that_an_acl_denies_fails_alone(private_redis: StartRedis) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from backplane.adapters.redis.link import RedisLink
     from backplane.errors import BrokerError
 
-__all__ = ["BUSY", "PUBLISHED", "RecordingTransport", "confirmation", "message", "publisher", "subscriber"]
+__all__ = ["BUSY", "PUBLISHED", "RecordingTransport", "confirmation", "message", "pmessage", "publisher", "subscriber"]
 
 BUSY = b"-BUSY a script runs\r\n"
 PUBLISHED = b":0\r\n"
@@ -57,6 +57,12 @@ def confirmation(kind: bytes, name: bytes) -> bytes:
 def message(name: bytes, payload: bytes) -> bytes:
     """Return a message as the server sends it."""
     return b"*3\r\n$7\r\nmessage\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(name), name, len(payload), payload)
+
+
+def pmessage(pattern: bytes, name: bytes, payload: bytes) -> bytes:
+    """Return a message to a pattern as the server sends it."""
+    parts = b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in (b"pmessage", pattern, name, payload))
+    return b"*4\r\n" + parts
 
 
 def publisher(max_pending_bytes: int = 1000) -> tuple[PublisherLink, RecordingTransport, list[BrokerError]]:

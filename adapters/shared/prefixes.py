@@ -1,0 +1,48 @@
+"""The prefixes of channel names that one link has to deliver."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Prefixes", "outermost"]
+
+
+class Prefixes:
+    """A set of prefixes, some of which may begin with others of them.
+
+    Attributes:
+        wanted: All of them.
+        outermost: Those that begin with no other one: a channel that begins with any of all begins with one of these.
+    """
+
+    __slots__ = ("outermost", "wanted")
+
+    def __init__(self) -> None:
+        self.wanted: set[str] = set()
+        self.outermost: tuple[str, ...] = ()
+
+    def add(self, prefixes: Iterable[str]) -> None:
+        """Add prefixes."""
+        self.wanted.update(prefixes)
+        self.outermost = outermost(self.wanted)
+
+    def discard(self, prefixes: Iterable[str]) -> None:
+        """Remove prefixes; those that are not there are ignored."""
+        self.wanted.difference_update(prefixes)
+        self.outermost = outermost(self.wanted)
+
+    def match(self, channel: str) -> bool:
+        """Return whether a channel begins with one of them."""
+        return channel.startswith(self.outermost)
+
+
+def outermost(prefixes: Iterable[str]) -> tuple[str, ...]:
+    """Return those that begin with no other one."""
+    found: list[str] = []
+    for prefix in sorted(prefixes):  # each directly follows those that it begins with, or others that do
+        if not found or not prefix.startswith(found[-1]):
+            found.append(prefix)
+    return tuple(found)
