@@ -112,6 +112,7 @@ class IpcBroadcaster(Broadcaster):
             max_payload_bytes=self.options.max_payload_bytes,
             keeps="host",
             deduplicates=True,
+            patterns=True,
         )
 
     async def start(self, sink: Sink) -> None:
@@ -180,6 +181,25 @@ class IpcBroadcaster(Broadcaster):
             BrokerUnavailableError: Not started.
         """
         self._started().unsubscribe(channels)
+
+    async def subscribe_prefixes(self, prefixes: Collection[str]) -> None:
+        """Subscribe to every channel that begins with one of `prefixes` at every process, as `subscribe` does.
+
+        A process of a release without prefixes sends only what is published to subscribed channels. It is logged, and
+        a gap is reported when it ends.
+
+        Raises:
+            BrokerUnavailableError: Not started, or stopped meanwhile.
+        """
+        await self._started().subscribe_prefixes(prefixes)
+
+    async def unsubscribe_prefixes(self, prefixes: Collection[str]) -> None:
+        """Unsubscribe from `prefixes` at once, without waiting for a confirmation.
+
+        Raises:
+            BrokerUnavailableError: Not started.
+        """
+        self._started().unsubscribe_prefixes(prefixes)
 
     async def prepare(self, rules: HistoryRules) -> None:
         """Open the log, and make it if this is the first process of the host that keeps messages.

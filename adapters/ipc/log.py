@@ -20,12 +20,13 @@ from backplane.adapters.ipc.log_reader import LogReader
 from backplane.adapters.ipc.log_recall import recall
 from backplane.adapters.ipc.log_record import Record, build_record
 from backplane.adapters.ipc.log_writer import LogWriter
+from backplane.adapters.shared.prefixes import Prefixes
 from backplane.errors import BrokerError, BrokerUnavailableError, PublishError
 from backplane.journal.events import HISTORY_LOST, HISTORY_RETRY
-from backplane.message import Place, Position, Receipt
+from backplane.message import ALL, Place, Position, Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
     from backplane.broadcaster import Recalled, Sink
@@ -61,6 +62,7 @@ class HistoryLog:
 
     Attributes:
         channels: The joined channels, by their name in UTF-8.
+        prefixes: The joined prefixes of channels, in UTF-8.
 
     Raises:
         BrokerError: The folder of the log cannot be used.
@@ -78,6 +80,7 @@ class HistoryLog:
         max_bytes: int,
     ) -> None:
         self.channels: dict[bytes, str] = {}
+        self.prefixes: Prefixes[bytes] = Prefixes()
         self._folder = folder
         self._rules = rules
         self._sink = sink
@@ -119,6 +122,15 @@ class HistoryLog:
             for key in kept:
                 reader.index.watch(key, reader.offset)
 
+    async def join_prefixes(self, prefixes: Collection[bytes]) -> None:
+        """Deliver from now on what is in the log of every channel that begins with one of `prefixes`.
+
+        Raises:
+            BrokerUnavailableError: The log cannot be read, or was closed.
+        """
+        await self._read_to_end()
+        self.prefixes.add(prefixes)
+
     def leave(self, key: bytes) -> None:
         """Deliver nothing more of a channel."""
         if self.channels.pop(key, None) is not None and self._reader is not None:
@@ -151,7 +163,7 @@ class HistoryLog:
             after: The end of the newest record of its publisher, which is delivered first. Defaults to that of this
                 process.
         """
-        if self._reading is not None and channel.encode() in self.channels:
+        if self._reading is not None and self._is_joined(channel):
             self._held.append((self._written if after is None else after, channel, payload))
         else:
             self._sink.deliver(channel, payload)
@@ -160,6 +172,7 @@ class HistoryLog:
         """Close the descriptors and end the timers; nothing is delivered any more."""
         self._closed = True
         self.channels.clear()
+        self.prefixes.clear()
         self._held.clear()
         for handle in (self._reading, self._sweeping, self._timer):
             if handle is not None:
@@ -335,16 +348,23 @@ class HistoryLog:
         for after, channel, payload in held:
             if after > offset:
                 self._held.append((after, channel, payload))
-            elif channel.encode() in self.channels:
+            elif self._is_joined(channel):
                 self._sink.deliver(channel, payload)
 
     def _take(self, record: Record, offset: int, before: int, before_check: int) -> None:
         if self._held:
             self._release(offset)
         channel = self.channels.get(record.channel)
+        if channel is None and self.prefixes.match(record.channel):
+            channel = record.channel.decode()
         if channel is not None:
             place = Place(self._files.epoch_of(record.channel), offset, record.check, before, before_check)
             self._sink.deliver(channel, record.payload, place)
+
+    def _is_joined(self, channel: str) -> bool:
+        """Return whether messages of a channel are read from the log."""
+        key = channel.encode()
+        return key in self.channels or (self.prefixes.match(key) and self._rules.rule_of(channel) is not None)
 
     def _look(self) -> None:
         """Read what no peer has notified of, and check once per second that the log goes on from here."""
@@ -428,7 +448,9 @@ class HistoryLog:
         self._read_new()
 
     def _report_gap(self, reason: str) -> None:
-        if self.channels:
+        if self.prefixes.wanted:
+            self._sink.gap(ALL, reason)
+        elif self.channels:
             self._sink.gap(list(self.channels.values()), reason)
 
 

@@ -96,7 +96,7 @@ class IpcNode:
             message = wire.frame(wire.MESSAGE, key, payload)
             for subscriber in subscribers:
                 subscriber.send(message)
-        if key in state.channels:
+        if key in state.channels or state.prefixes.match(key):
             (state.sink if state.log is None else state.log).deliver(channel, payload)
 
     def use_history(self, rules: HistoryRules, *, max_bytes: int) -> None:
@@ -131,6 +131,29 @@ class IpcNode:
             if self._state.closing:
                 raise BrokerUnavailableError("stopped while subscribing", adapter="ipc")
         self._state.channels.update(keys)
+        await self._request(keys)
+
+    async def subscribe_prefixes(self, prefixes: Collection[str]) -> None:
+        """Subscribe to every channel that begins with one of `prefixes`, as `subscribe` does to channels."""
+        encoded = [prefix.encode() for prefix in prefixes]
+        if self._state.log is not None:
+            await self._state.log.join_prefixes(encoded)
+            if self._state.closing:
+                raise BrokerUnavailableError("stopped while subscribing", adapter="ipc")
+        self._state.prefixes.add(encoded)
+        await self._request([wire.PREFIX + prefix for prefix in encoded])
+
+    def unsubscribe_prefixes(self, prefixes: Collection[str]) -> None:
+        """Unsubscribe from `prefixes`, as `unsubscribe` does from channels."""
+        encoded = [prefix.encode() for prefix in prefixes]
+        self._state.prefixes.discard(encoded)
+        if self._state.log is not None:
+            self._state.log.prefixes.discard(encoded)
+        for peer in self._peers.values():
+            peer.publisher.request([wire.PREFIX + prefix for prefix in encoded], wanted=False)
+
+    async def _request(self, keys: Collection[bytes]) -> None:
+        """Subscribe to `keys` at every peer; return when each that answers in time has confirmed."""
         tickets = {peer: peer.publisher.request(keys, wanted=True) for peer in self._peers.values()}
 
         def unconfirmed() -> list[Peer]:
@@ -196,6 +219,7 @@ class IpcNode:
         self._state.closing = True
         self._state.changed.set()
         self._state.channels.clear()
+        self._state.prefixes.clear()
         self._listener.close()
         if self._state.log is not None:
             self._state.log.close()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from backplane.adapters.ipc import wire
 from backplane.adapters.ipc.link import PeerLink
 from backplane.adapters.ipc.subscriber_index import Subscriber, SubscriberIndex
+from backplane.adapters.shared.prefixes import Prefixes
 from backplane.journal.journal import Journal
 from backplane.message import ALL
 
@@ -35,6 +37,7 @@ class NodeState:
         loop: The running event loop.
         own_name: Name of the socket on which this process listens; set before the first connection.
         channels: The channels to which this process has subscribed, by their key on the wire.
+        prefixes: The prefixes of channels to which it has subscribed, in UTF-8.
         log: The log from which this process reads the channels that have a history; `None` without rules.
         subscribers: The peers that have subscribed to what this process publishes.
         published: How many messages this process has published.
@@ -54,6 +57,7 @@ class NodeState:
         "max_payload_bytes",
         "max_peer_backlog_bytes",
         "own_name",
+        "prefixes",
         "published",
         "sink",
         "subscribers",
@@ -67,6 +71,7 @@ class NodeState:
         self.max_payload_bytes: int = max_payload_bytes
         self.max_peer_backlog_bytes: int = max_peer_backlog_bytes
         self.channels: dict[bytes, str] = {}
+        self.prefixes: Prefixes[bytes] = Prefixes()
         self.log: HistoryLog | None = None
         self.subscribers: SubscriberIndex[Subscriber] = SubscriberIndex()
         self.published: int = 0
@@ -78,8 +83,22 @@ class NodeState:
         """Return a link over `sock`, whose frames go to `owner`."""
         return PeerLink(self.loop, sock, owner, self.max_payload_bytes, self.journal)
 
+    @property
+    def prefix_keys(self) -> list[bytes]:
+        """The prefixes to which this process has subscribed, by their key on the wire."""
+        return [wire.PREFIX + prefix for prefix in self.prefixes.wanted]
+
+    @property
+    def keys(self) -> list[bytes]:
+        """Everything to which this process has subscribed, by its key on the wire."""
+        return [*self.channels, *self.prefix_keys]
+
     def report_gap(self, keys: Collection[bytes], reason: str) -> None:
-        """Report that messages of `keys` may be missing; channels that are no longer subscribed to are left out."""
+        """Report that messages of `keys` may be missing; what is no longer subscribed to is left out."""
+        if any(key[:1] == wire.PREFIX and key[1:] in self.prefixes.wanted for key in keys):
+            return self.sink.gap(ALL, reason)  # of which channels is not known
         incomplete = [self.channels[key] for key in keys if key in self.channels]
         if incomplete:
-            self.sink.gap(ALL if len(incomplete) == len(self.channels) else incomplete, reason)
+            self.sink.gap(
+                ALL if len(incomplete) == len(self.channels) and not self.prefixes.wanted else incomplete, reason
+            )

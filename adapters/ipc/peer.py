@@ -84,8 +84,10 @@ class Peer:
         """Forget the peer, which has sent all its messages; report what was lost on an earlier link, if any."""
         self._end()
         publisher = self.publisher
-        missed = self._state.channels if publisher.lost else publisher.ledger.missed
+        missed = self._state.keys if publisher.lost else publisher.ledger.missed
         self._state.report_gap(missed, f"peer {self.name} left while it could not be reached")
+        if not publisher.lost:
+            self._report_unserved()
 
     def peer_died(self) -> None:
         """Note that the peer's socket refuses connections."""
@@ -105,8 +107,15 @@ class Peer:
         self._end()
         publisher = self.publisher
         is_incomplete = publisher.ended_mid_frame or self.subscriber.peer_has_backlog
-        missed = self._state.channels if is_incomplete else publisher.ledger.missed
+        missed = self._state.keys if is_incomplete else publisher.ledger.missed
         self._state.report_gap(missed, f"peer {self.name} died with messages for us")
+        if not is_incomplete:
+            self._report_unserved()
+
+    def _report_unserved(self) -> None:
+        if self.publisher.lacks_prefixes:
+            reason = f"peer {self.name} ran a release that sends nothing for patterns"
+            self._state.report_gap(self._state.prefix_keys, reason)
 
     def _end(self) -> None:
         self._forget(self)

@@ -59,6 +59,7 @@ class PublisherConnection:
         lost: The last link ended without a BYE, and no other has been welcomed since.
         ended_mid_frame: A link ended inside a frame, so a message was certainly lost.
         backlog_announced: The peer was last notified that bytes for it wait in our memory.
+        lacks_prefixes: The peer runs a release that takes a prefix for the name of a channel.
     """
 
     __slots__ = (
@@ -66,6 +67,7 @@ class PublisherConnection:
         "_callbacks",
         "_channels",
         "_deliver",
+        "_has_warned",
         "_late",
         "_name",
         "_nudged_to",
@@ -75,6 +77,7 @@ class PublisherConnection:
         "_wrote_to",
         "backlog_announced",
         "ended_mid_frame",
+        "lacks_prefixes",
         "ledger",
         "link",
         "lost",
@@ -88,6 +91,7 @@ class PublisherConnection:
         self.lost: bool = False
         self.ended_mid_frame: bool = False
         self.backlog_announced: bool = False
+        self.lacks_prefixes: bool = False
         self._state = state
         self._channels = state.channels
         self._deliver: Callable[[str, bytes], None] = state.sink.deliver
@@ -95,6 +99,7 @@ class PublisherConnection:
         self._wrote_to = 0  # up to this offset the peer has written
         self._name = name
         self._callbacks = callbacks
+        self._has_warned = False
         self._late = False  # a wait for the peer timed out; it is not waited for until it has confirmed everything
         self._ready_sent = False
         self._attempts = 0  # links opened since the last one that was welcomed
@@ -154,7 +159,7 @@ class PublisherConnection:
         self.link.send(wire.hello_frame(self._state.own_name))
         if self.backlog_announced:  # on an earlier link, which the peer may not have read to its end
             self.link.send(_BACKLOG)
-        self.ledger.restart(self._channels)
+        self.ledger.restart(self._state.keys)
         self._send_subscriptions()
 
     # -- sending -----------------------------------------------------------------------------------------------------
@@ -165,6 +170,7 @@ class PublisherConnection:
         if self._late:
             self.ledger.mark_possible_loss()
         self._send_subscriptions()
+        self._warn_of_prefixes()
         return ticket
 
     def is_awaited(self, ticket: int) -> bool:
@@ -192,8 +198,11 @@ class PublisherConnection:
             if log is None:
                 self.link.send(wire.subscriptions_frame(chunk))
             else:
-                kept = log.channels
-                changes = [(key, wire.READ_FROM_LOG if wanted and key in kept else wanted) for key, wanted in chunk]
+                kept, read = log.channels, wire.READ_FROM_LOG
+                changes = [
+                    (key, read if wanted and (key in kept or key[:1] == wire.PREFIX) else wanted)
+                    for key, wanted in chunk
+                ]
                 self.link.send(wire.subscriptions_frame(changes))
         if not self._ready_sent and self.ledger.all_sent:
             self._ready_sent = True
@@ -207,12 +216,14 @@ class PublisherConnection:
             channel = self._channels.get(key)
             if channel is not None:
                 self._deliver(channel, payload)
+            elif self._state.prefixes.match(key):
+                self._deliver(key.decode(errors="replace"), payload)
         elif kind == wire.NUDGE:
             self._take_nudge(wire.read_nudge(payload))
         elif kind == wire.ACK:
             self._confirm(with_gap=payload != wire.NO_GAP)
         elif kind == wire.WELCOME:
-            self._welcome()
+            self._welcome(payload)
         elif kind == wire.BYE:
             self._callbacks.peer_left()
         else:
@@ -264,7 +275,7 @@ class PublisherConnection:
         else:
             log.deliver(channel, payload, after=self._wrote_to)
 
-    def _welcome(self) -> None:
+    def _welcome(self, understood: bytes) -> None:
         """Note that the peer has understood our HELLO.
 
         What was lost with the link before is reported channel by channel, with the confirmations: only then is the
@@ -274,9 +285,18 @@ class PublisherConnection:
         self._attempts = 0
         if self.lost:
             self.lost = self.ended_mid_frame = False
-            self.ledger.missed.update(self._channels)
+            self.ledger.missed.update(self._state.keys)
+        self.lacks_prefixes = not understood.startswith(wire.TAKES_PREFIXES)
+        self._warn_of_prefixes()
         self._end_lateness()
         self._state.changed.set()
+
+    def _warn_of_prefixes(self) -> None:
+        """Warn, once for each peer, of one that does not send what is published on channels of a prefix."""
+        if self.lacks_prefixes and not self._has_warned and self._state.prefixes.wanted:
+            self._has_warned = True
+            words = "peer %(peer)s runs a release that sends nothing for patterns: they miss what it publishes"
+            write(logger, PEER_LOST, words, peer=self._name)
 
     def _confirm(self, *, with_gap: bool) -> None:
         """Note that the peer has confirmed a chunk, and report the gap that the peer or this process knows of."""

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from backplane.adapters.ipc import wire
+from backplane.adapters.shared.prefixes import Prefixes
 from backplane.journal.events import PEER_LOST
 from backplane.journal.writing import write
 
@@ -23,7 +24,7 @@ logger: Final = logging.getLogger("backplane.adapters.ipc.subscriber_connection"
 _ACK: Final = wire.frame(wire.ACK, payload=wire.NO_GAP)
 _ACK_WITH_GAP: Final = wire.frame(wire.ACK, payload=wire.GAP)
 _BYE: Final = wire.frame(wire.BYE)
-_WELCOME: Final = wire.frame(wire.WELCOME)
+_WELCOME: Final = wire.frame(wire.WELCOME, payload=wire.TAKES_PREFIXES)
 
 _MAX_BACKLOG_WITH_NUDGES_BYTES: Final = 64 * 1024
 
@@ -46,6 +47,7 @@ class SubscriberConnection:
     __slots__ = (
         "_cut",
         "_log_keys",
+        "_log_prefixes",
         "_name",
         "_nudge",
         "_on_ended",
@@ -66,6 +68,7 @@ class SubscriberConnection:
         self._publisher = publisher
         self._on_ended = ended
         self._log_keys: set[bytes] = set()  # the channels that it reads from the log
+        self._log_prefixes: Prefixes[bytes] = Prefixes()  # and the prefixes of such channels
         self._nudge: bytes | None = None  # the last notice, while many bytes wait
         self._cut = False  # its backlog was too large: nothing is sent on this link, and what arrives is outdated
         self._published_at_timeout: int | None = None  # `published` when a wait for `ready` timed out
@@ -87,6 +90,7 @@ class SubscriberConnection:
         link.owner = self
         self.link = link
         self._log_keys.clear()
+        self._log_prefixes.clear()
         self._nudge = None
         self._cut = False
         self.peer_has_backlog = False
@@ -112,7 +116,7 @@ class SubscriberConnection:
 
     def reads(self, key: bytes) -> bool:
         """Whether the peer reads this channel from the log."""
-        return key in self._log_keys
+        return key in self._log_keys or self._log_prefixes.match(key)
 
     def nudge(self, notice: bytes) -> None:
         """Notify the peer of a record in the log.
@@ -205,7 +209,9 @@ class SubscriberConnection:
             return
         subscribers = self._state.subscribers
         for key, wanted in changes:
-            if wanted:
+            if key[:1] == wire.PREFIX:
+                self._change_prefix(key[1:], wanted)
+            elif wanted:
                 subscribers.add(self, key)
                 if wanted == wire.READ_FROM_LOG:
                     self._log_keys.add(key)
@@ -217,6 +223,16 @@ class SubscriberConnection:
         # Published between the timeout and now, a message may have been one of these channels.
         missed = self._published_at_timeout is not None and self._published_at_timeout != self._state.published
         self.link.send(_ACK_WITH_GAP if missed else _ACK)
+
+    def _change_prefix(self, prefix: bytes, wanted: int) -> None:
+        if wanted == wire.READ_FROM_LOG:
+            self._log_prefixes.add([prefix])
+        else:
+            self._log_prefixes.discard([prefix])
+        if wanted:
+            self._state.subscribers.add_prefix(self, prefix)
+        else:
+            self._state.subscribers.remove_prefix(self, prefix)
 
     def _set_ready(self) -> None:
         """Note that the peer has sent all its subscriptions."""

@@ -7,11 +7,14 @@ the subscriber on that connection, and sends first; the process that accepts is 
         HELLO(key: name of its own socket, payload: magic and version)
         SUBSCRIPTIONS(payload: channels it subscribes to or unsubscribes from); one at a time, each confirmed by ACK.
             Of a channel that the subscriber reads from the log, it wants a NUDGE instead of the messages in the log. A
-            release before the log takes this for a plain subscription, and sends the messages
+            release before the log takes this for a plain subscription, and sends the messages.
+            What begins with 0xFF stands for every channel that begins with the rest. A release before that takes it for
+            the name of a channel, which no channel has, because it is not UTF-8
         READY: all its subscriptions have been sent
         BACKLOG, NO_BACKLOG: on the opposite connection bytes for the other wait in the sender's memory, or none
     publisher to subscriber
-        WELCOME: the HELLO was understood
+        WELCOME(payload: what it understands beyond the first release): the HELLO was understood. The first release
+            sends and reads no payload
         ACK(payload: `NO_GAP`, or `GAP` where messages of these channels may be missing)
         MESSAGE(key: channel, payload: as published)
         BYE: no message follows
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 __all__ = [
+    "PREFIX",
+    "TAKES_PREFIXES",
     "Decoder",
     "WireError",
     "check_hello",
@@ -54,6 +59,12 @@ NUDGE: Final = 10
 UNWANTED: Final = 0
 WANTED: Final = 1
 READ_FROM_LOG: Final = 3  # a release before the log takes every number but 0 for `WANTED`
+
+PREFIX: Final = b"\xff"
+"""What the name of a channel never begins with: the rest is a prefix of channels."""
+
+TAKES_PREFIXES: Final = b"\1"
+"""In a WELCOME: the publisher takes prefixes."""
 
 NO_GAP: Final = b"\0"
 GAP: Final = b"\1"

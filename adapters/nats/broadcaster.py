@@ -93,6 +93,7 @@ class NatsBroadcaster(Broadcaster):
             keeps="server",
             deduplicates=True,
             live_may_skip=True,
+            patterns=True,
         )
 
     async def start(self, sink: Sink) -> None:
@@ -197,6 +198,18 @@ class NatsBroadcaster(Broadcaster):
     async def unsubscribe(self, channels: Collection[str]) -> None:
         """Drop `channels`, here at once and then at the server."""
         await self._require_link().unsubscribe(channels)
+
+    async def subscribe_prefixes(self, prefixes: Collection[str]) -> None:
+        """Subscribe to the wildcard of all channels, and drop here what begins with no prefix that is wanted."""
+        result = await self._require_link().subscribe_prefixes(prefixes)
+        if result.refused or result.unconfirmed:
+            hint = f"; grant subscribe to {self.options.prefix}*"
+            refused = {prefix: reason + hint for prefix, reason in result.refused.items()}
+            raise SubscribeError(refused, unconfirmed=result.unconfirmed, adapter="nats")
+
+    async def unsubscribe_prefixes(self, prefixes: Collection[str]) -> None:
+        """Drop `prefixes`, here at once, and the wildcard with the last of them."""
+        await self._require_link().unsubscribe_prefixes(prefixes)
 
     async def describe(self) -> str:
         """Return the server's name and version."""

@@ -275,6 +275,11 @@ class ChannelLogs:
         log.subscribed_in = self.session
         return log
 
+    def passing(self, channel: str) -> ChannelLog | None:
+        """Return a log of a channel that is received by a wildcard alone, for the places of its messages."""
+        stream = self.stream_of(channel)
+        return None if stream is None else ChannelLog(self, stream, channel)
+
     def unsubscribed(self, channel: str) -> None:
         """Forget a channel that is not subscribed to any more."""
         self._channels.pop(channel, None)

@@ -20,11 +20,13 @@ from backplane.adapters.nats.errors import line_too_long, outcome_unknown, unava
 from backplane.adapters.nats.parser import MAX_LINE_BYTES, MAX_PAYLOAD_BYTES, NatsParser
 from backplane.adapters.nats.requests import Requests
 from backplane.adapters.nats.server_info import ServerInfo, read_info
+from backplane.adapters.nats.subjects import decode_channel
+from backplane.adapters.nats.wildcard import Wildcard
 from backplane.concurrency.fork import close_in_children
 from backplane.errors import BrokerError, PublishError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from backplane.adapters.nats.channel_log import ChannelLog, ChannelLogs
     from backplane.adapters.nats.requests import Reply, Request
@@ -58,6 +60,7 @@ class _Subscription(NamedTuple):
     channel: str
     subject: bytes
     log: ChannelLog | None  # where the channel has a history
+    is_shared: bool = False  # in the group of the wildcard
 
 
 class NatsLink(asyncio.Protocol):
@@ -104,6 +107,8 @@ class NatsLink(asyncio.Protocol):
         self._parser = NatsParser(self._message_received, self._line_received)
         self._queue = CommandQueue()
         self._logs = logs
+        self._prefix = prefix
+        self._wildcard = Wildcard(prefix, logs, self._drop_number)
         self._requests = Requests(prefix)
         self._reply_id: bytes | None = None  # of the subscription to replies
         self._channels: dict[bytes, _Subscription] = {}  # by their ids
@@ -297,7 +302,40 @@ class NatsLink(asyncio.Protocol):
 
     async def unsubscribe(self, channels: Iterable[str]) -> None:
         """Drop `channels`, here at once and then at the server."""
-        await self._round_trip(b"".join(self.forget(channels)))
+        await self._leave(self.forget(channels, linger=True))
+
+    async def subscribe_prefixes(self, prefixes: Collection[str]) -> SubscribeResult:
+        """Subscribe to every channel that begins with one of `prefixes`: one wildcard serves them all."""
+        wildcard, result = self._wildcard, SubscribeResult()
+        wildcard.prefixes.add(prefixes)
+        number: bytes | None = None
+        while number is None or number != wildcard.number:
+            if wildcard.number is None:
+                self._subscribe_wildcard()
+            number = wildcard.number
+            await self._round_trip(b"")
+            if wildcard.number is None:
+                reason, is_refused = wildcard.failure
+                (result.refused if is_refused else result.unconfirmed).update(dict.fromkeys(prefixes, reason))
+                await self.unsubscribe_prefixes(prefixes)
+                break
+        return result
+
+    async def unsubscribe_prefixes(self, prefixes: Collection[str]) -> None:
+        """Drop `prefixes`, here at once and then, with the last one, at the server."""
+        wildcard = self._wildcard
+        wildcard.prefixes.discard(prefixes)
+        unwanted = [channel for channel in wildcard.lingering if not wildcard.prefixes.match(channel)]
+        try:
+            # The other members of its group are at the server before the wildcard leaves the group.
+            await self._leave([self._end_lingering(channel) for channel in unwanted])
+        finally:
+            commands = wildcard.end_unwanted() if self.is_open else []
+            if commands:
+                self._queue.begin(RoundTrip())
+                self._queue.send(b"".join(commands))
+        if commands:
+            await self._leave(())
 
     def data_received(self, data: bytes) -> None:
         """Parse what was received."""
@@ -326,10 +364,29 @@ class NatsLink(asyncio.Protocol):
         if found is None:
             if number == self._reply_id:
                 self._requests.receive(subject, headers, payload)
+            elif number == self._wildcard.number or number in self._wildcard.leaving:
+                self._received_by_wildcard(subject, headers, payload)
         elif found.log is None or not headers:
             self._sink.deliver(found.channel, payload)
         else:
             self._sink.deliver(found.channel, payload, found.log.place_of(headers, payload))
+
+    def _received_by_wildcard(self, subject: bytes, headers: bytes, payload: bytes) -> None:
+        channel = decode_channel(self._prefix, subject)
+        if channel is None or channel in self._wildcard.lingering:
+            return
+        number = self._ids.get(channel)
+        if number is not None:
+            found = self._channels[number]
+            if not found.is_shared:
+                return  # it is received by its own subscription as well
+            log = found.log
+        elif self._wildcard.prefixes.match(channel):
+            log = self._wildcard.log_of(channel)
+        else:
+            return
+        place = None if log is None or not headers else log.place_of(headers, payload)
+        self._sink.deliver(channel, payload, place)
 
     def _line_received(self, line: bytes) -> None:
         if line == b"PONG":
@@ -364,29 +421,52 @@ class NatsLink(asyncio.Protocol):
             found = self._channels.get(number.encode())
         else:
             found = next((known for known in self._channels.values() if known.subject == subject), None)
-        if found is not None:
+        if found is not None and found.channel in self._wildcard.lingering:
+            self._end_lingering(found.channel)
+            self._sink.gap([found.channel], reason)
+        elif found is not None:
             self.drop(found.channel)
             self._sink.revoked([found.channel], reason)
         elif self._reply_id is not None and subject == self._requests.subject:
             self._end(reason)  # no reply would be received any more
+        elif self._wildcard.number is not None and subject == self._wildcard.subject:
+            self._end(reason)  # a prefix cannot be revoked alone
 
     def _end(self, reason: str) -> None:
         self._last_error = reason
         self.abort()
 
     def _subscribe(self, subject: bytes, channel: str, answers: _ChannelAnswers) -> None:
-        number = b"%d" % (self._last_id + 1)
-        line = b"%b %b" % (subject, number)
+        number, is_shared = b"%d" % (self._last_id + 1), self._wildcard.number is not None
+        line = b"%b %b %b" % (subject, self._wildcard.group, number) if is_shared else b"%b %b" % (subject, number)
         if len(line) > self._max_line_bytes:
             answers.result.refused[channel] = line_too_long(len(line))
             return
-        self._queue.begin(SubscribeGroup(subject, number, len(line), answers))
-        answers.channels[number] = channel
-        self._queue.send(b"SUB %b\r\n" % line)
-        self._last_id += 1
+        lingering = self._wildcard.lingering.pop(channel, None)
+        if lingering is None:
+            self._last_id += 1
+            self._queue.begin(SubscribeGroup(subject, number, len(line), answers))
+            answers.channels[number] = channel
+            self._queue.send(b"SUB %b\r\n" % line)
+        else:
+            number, is_shared = lingering, False
         self._ids[channel] = number
         log = None if self._logs is None else self._logs.subscribed(channel)
-        self._channels[number] = _Subscription(channel, subject, log)
+        self._channels[number] = _Subscription(channel, subject, log, is_shared)
+
+    def _subscribe_wildcard(self) -> None:
+        self._last_id += 1
+        wildcard = self._wildcard
+        number = wildcard.number = b"%d" % self._last_id
+        line = b"%b %b %b" % (wildcard.subject, wildcard.group, number)
+        self._queue.begin(SubscribeGroup(wildcard.subject, number, len(line), wildcard))
+        self._queue.send(b"SUB %b\r\n" % line)
+
+    def _end_lingering(self, channel: str) -> bytes:
+        """Return the command that drops a lingering subscription at the server."""
+        number = self._wildcard.lingering.pop(channel)
+        del self._channels[number]
+        return b"UNSUB %b\r\n" % number
 
     def _subscribe_to_replies(self) -> None:
         self._last_id += 1
@@ -409,14 +489,39 @@ class NatsLink(asyncio.Protocol):
             self._queue.begin(RoundTrip())
             self._queue.send(command)
 
-    def forget(self, channels: Iterable[str]) -> list[bytes]:
-        """Deliver nothing more for `channels`; return the commands that drop them at the server."""
-        numbers = [self._ids.pop(channel) for channel in channels if channel in self._ids]
-        for number in numbers:
+    def _drop_number(self, number: bytes) -> None:
+        self._queue.begin(RoundTrip())
+        self._queue.send(b"UNSUB %b\r\n" % number)
+
+    def forget(self, channels: Iterable[str], *, linger: bool = False) -> list[bytes]:
+        """Deliver nothing more for `channels`; return the commands that drop them at the server.
+
+        Args:
+            channels: The channels.
+            linger: Keep those that a prefix wants, and that have a subscription without the group of the wildcard.
+        """
+        commands: list[bytes] = []
+        for channel in channels:
+            number = self._ids.pop(channel, None)
+            if number is None:
+                continue
             dropped = self._channels.pop(number)
             if dropped.log is not None and self._logs is not None:
-                self._logs.unsubscribed(dropped.channel)
-        return [b"UNSUB %b\r\n" % number for number in numbers]
+                self._logs.unsubscribed(channel)
+            if dropped.is_shared:
+                self._wildcard.leaving.add(number)
+            elif linger and self._wildcard.number is not None and self._wildcard.prefixes.match(channel):
+                self._wildcard.lingering[channel] = number
+                self._channels[number] = dropped._replace(log=self._wildcard.log_of(channel))
+                continue
+            commands.append(b"UNSUB %b\r\n" % number)
+        return commands
+
+    async def _leave(self, commands: Iterable[bytes]) -> None:
+        """Send commands that drop subscriptions; return when nothing is received by them any more."""
+        left = frozenset(self._wildcard.leaving)
+        await self._round_trip(b"".join(commands))
+        self._wildcard.leaving -= left
 
     async def _round_trip(self, commands: bytes) -> None:
         group = self._queue.begin(RoundTrip())

@@ -12,10 +12,11 @@ from typing import Final
 
 from backplane.channels import RESERVED_PREFIX
 
-__all__ = ["encode_channel", "reserved_subjects"]
+__all__ = ["decode_channel", "encode_channel", "reserved_subjects"]
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]+")
 _SPECIAL: Final = re.compile(rb"[^A-Za-z0-9_-]")
+_ENCODED: Final = re.compile(rb"=([0-9A-F]{2})")
 
 
 @lru_cache(maxsize=10_000)
@@ -30,6 +31,17 @@ def encode_channel(prefix: str, channel: str) -> bytes:
     if channel.startswith(RESERVED_PREFIX):
         return prefix.encode() + b".".join(_token(part) or b"=" for part in channel.split("/"))
     return prefix.encode() + _token(channel)
+
+
+@lru_cache(maxsize=10_000)
+def decode_channel(prefix: str, subject: bytes) -> str | None:
+    """Return the channel of a subject of one token after the prefix; `None` where no channel has this subject."""
+    token = _ENCODED.sub(lambda found: bytes.fromhex(found[1].decode()), subject[len(prefix) :])
+    try:
+        channel = token.decode()
+    except UnicodeDecodeError:
+        return None
+    return channel if channel and encode_channel(prefix, channel) == subject else None
 
 
 def reserved_subjects(prefix: str) -> str:

@@ -38,7 +38,7 @@ class Patterns:
         self._prefix_bytes = prefix.encode()
         self._confirmed: dict[bytes, str] = {}  # the prefix of each pattern
         self._shortest: set[bytes] | None = None  # those of which messages are delivered; `None`: to be computed
-        self.wanted: Prefixes = Prefixes()
+        self.wanted: Prefixes[str] = Prefixes()
 
     def pattern_of(self, prefix: str) -> bytes:
         """Return the pattern of every name that begins with a prefix of channels."""

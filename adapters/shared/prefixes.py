@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, AnyStr, Generic
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 __all__ = ["Prefixes", "outermost"]
 
 
-class Prefixes:
-    """A set of prefixes, some of which may begin with others of them.
+class Prefixes(Generic[AnyStr]):
+    """A set of prefixes, as text or as bytes, some of which may begin with others of them.
 
     Attributes:
         wanted: All of them.
@@ -21,27 +21,31 @@ class Prefixes:
     __slots__ = ("outermost", "wanted")
 
     def __init__(self) -> None:
-        self.wanted: set[str] = set()
-        self.outermost: tuple[str, ...] = ()
+        self.wanted: set[AnyStr] = set()
+        self.outermost: tuple[AnyStr, ...] = ()
 
-    def add(self, prefixes: Iterable[str]) -> None:
+    def add(self, prefixes: Iterable[AnyStr]) -> None:
         """Add prefixes."""
         self.wanted.update(prefixes)
         self.outermost = outermost(self.wanted)
 
-    def discard(self, prefixes: Iterable[str]) -> None:
+    def discard(self, prefixes: Iterable[AnyStr]) -> None:
         """Remove prefixes; those that are not there are ignored."""
         self.wanted.difference_update(prefixes)
         self.outermost = outermost(self.wanted)
 
-    def match(self, channel: str) -> bool:
+    def clear(self) -> None:
+        """Remove all."""
+        self.discard(list(self.wanted))
+
+    def match(self, channel: AnyStr) -> bool:
         """Return whether a channel begins with one of them."""
         return channel.startswith(self.outermost)
 
 
-def outermost(prefixes: Iterable[str]) -> tuple[str, ...]:
+def outermost(prefixes: Iterable[AnyStr]) -> tuple[AnyStr, ...]:
     """Return those that begin with no other one."""
-    found: list[str] = []
+    found: list[AnyStr] = []
     for prefix in sorted(prefixes):  # each directly follows those that it begins with, or others that do
         if not found or not prefix.startswith(found[-1]):
             found.append(prefix)
