@@ -80,6 +80,11 @@ class TestRedis(RedisConformance):
         """A channel that no pattern matches."""
         return "forbidden"
 
+    @pytest.fixture
+    def prefix_url(self, redis_broker: Broker) -> str:
+        """A server without these rules: they permit PSUBSCRIBE for no pattern but those that they name."""
+        return redis_broker.url
+
 
 class TestRedisTls(BroadcasterConformance):
     """The whole contract, over TLS."""

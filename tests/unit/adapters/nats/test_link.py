@@ -123,6 +123,134 @@ async def test_every_subscription_has_a_confirmation_of_its_own() -> None:
         assert both.sink.delivered == [("c", b"y")]
 
 
+async def wildcard(both: Played, *prefixes: str, number: int = 1) -> bytes:
+    """Subscribe to prefixes, the first ones of the link; return the queue group."""
+    asked = asyncio.create_task(both.link.subscribe_prefixes(prefixes))
+    sent = await both.server.until(b" %d\r\nPING\r\nPING\r\n" % number)
+    both.server.send(b"PONG", b"PONG")
+    assert (await asked).refused == {}
+    verb, subject, group, _ = sent.split(b"\r\n")[0].split(b" ")
+    assert (verb, subject) == (b"SUB", b"*")
+    return group
+
+
+async def test_a_channel_from_before_the_wildcard_is_received_by_its_own_subscription() -> None:
+    """The server sends two copies, of which that of the channel counts, also while only a prefix wants it."""
+    async with played() as both:
+        asked: asyncio.Task[object] = asyncio.create_task(both.link.subscribe({b"a1": "a1"}))
+        await both.server.until(b"SUB a1 1\r\nPING\r\nPING\r\n")
+        both.server.send(b"PONG", b"PONG")
+        await asked
+        await wildcard(both, "a", number=2)
+        both.server.send(b"MSG a1 2 1", b"x", b"MSG a1 1 1", b"x", b"MSG b1 2 1", b"-", b"MSG a2 2 1", b"y")
+        await both.sink.until(lambda: len(both.sink.delivered) == 2)
+        asked = asyncio.create_task(both.link.unsubscribe(["a1"]))  # it lingers
+        await both.server.until(b"PING\r\n")
+        both.server.send(b"MSG a1 2 1", b"z", b"MSG a1 1 1", b"z", b"PONG")
+        await asked
+        asked = asyncio.create_task(both.link.subscribe({b"a1": "a1"}))
+        assert await both.server.until(b"PING\r\n") == b"PING\r\n"
+        both.server.send(b"PONG", b"MSG a1 1 1", b"1", b"MSG a1 2 1", b"1", b"MSG =41 2 1", b"-")
+        await asked
+        await both.sink.until(lambda: len(both.sink.delivered) == 4)
+        assert both.sink.delivered == [("a1", b"x"), ("a2", b"y"), ("a1", b"z"), ("a1", b"1")]
+
+
+async def test_a_channel_after_the_wildcard_shares_its_queue_group() -> None:
+    """The server gives each message to one of both, so either is delivered, until the server has dropped it."""
+    async with played() as both:
+        group = await wildcard(both, "a", "b")
+        asked: asyncio.Task[object] = asyncio.create_task(both.link.subscribe({b"a1": "a1"}))
+        await both.server.until(b"SUB a1 " + group + b" 2\r\nPING\r\nPING\r\n")
+        both.server.send(b"MSG a1 1 1", b"1", b"PONG", b"PONG", b"MSG a1 2 1", b"2", b"MSG a1 1 1", b"3")
+        await asked
+        asked = asyncio.create_task(both.link.unsubscribe(["a1"]))
+        await both.server.until(b"UNSUB 2\r\nPING\r\n")
+        both.server.send(b"MSG a1 2 1", b"4", b"PONG", b"MSG a1 1 1", b"5")
+        await asked
+        await both.sink.until(lambda: len(both.sink.delivered) == 5)
+        assert both.sink.payloads("a1") == [b"1", b"2", b"3", b"4", b"5"]
+
+
+async def test_the_wildcard_ends_with_its_last_prefix() -> None:
+    """What it receives until then is delivered to channels of its group; those that linger end with their prefix."""
+    async with played() as both:
+        asked: asyncio.Task[object] = asyncio.create_task(both.link.subscribe({b"b1": "b1"}))
+        await both.server.until(b"PING\r\nPING\r\n")
+        both.server.send(b"PONG", b"PONG")
+        await asked
+        group = await wildcard(both, "a", "b", number=2)
+        asked = asyncio.create_task(both.link.subscribe({b"a1": "a1"}))
+        await both.server.until(b"PING\r\nPING\r\n")
+        both.server.send(b"PONG", b"PONG")
+        await asked
+        asked = asyncio.create_task(both.link.unsubscribe(["b1"]))
+        await both.server.until(b"PING\r\n")
+        both.server.send(b"PONG")
+        await asked
+        asked = asyncio.create_task(both.link.unsubscribe_prefixes(["b"]))
+        assert await both.server.until(b"PING\r\n") == b"UNSUB 1\r\nPING\r\n"
+        both.server.send(b"PONG")
+        await asked
+        asked = asyncio.create_task(both.link.unsubscribe_prefixes(["a"]))
+        await both.server.until(b"PING\r\n")
+        both.server.send(b"PONG")
+        await both.server.until(b"UNSUB 2\r\nPING\r\nPING\r\n")
+        both.server.send(b"MSG a1 2 1", b"1", b"MSG a2 2 1", b"-", b"PONG", b"PONG", b"MSG a1 3 1", b"2")
+        await asked
+        await both.sink.until(lambda: len(both.sink.delivered) == 2)
+        assert both.sink.delivered == [("a1", b"1"), ("a1", b"2")]
+        assert await wildcard(both, "a", number=4) == group
+
+
+@pytest.mark.parametrize("is_refused", [True, False])
+async def test_a_wildcard_that_the_server_does_not_accept(*, is_refused: bool) -> None:
+    """Every prefix is refused, or not confirmed; then it is dropped at the server, which may have it."""
+    async with played() as both:
+        asked = asyncio.create_task(both.link.subscribe_prefixes(["a", "b"]))
+        await both.server.until(b" 1\r\nPING\r\nPING\r\n")
+        error = b"-ERR 'Permissions Violation for Subscription to \"*\"'" if is_refused else b"-ERR 'no idea'"
+        both.server.send(error, b"PONG", b"PONG")
+        commands = b"PING\r\n" if is_refused else b"UNSUB 1\r\nPING\r\nPING\r\n"
+        assert await both.server.until(commands) == commands
+        both.server.send(b"MSG a1 1 1", b"-", b"PONG", *([] if is_refused else [b"PONG"]))
+        answer = await asked
+        assert (answer.refused if is_refused else answer.unconfirmed).keys() == {"a", "b"}
+        assert not both.sink.delivered
+        await wildcard(both, "a", number=2)
+
+
+async def test_a_revoked_wildcard_ends_the_link() -> None:
+    """A prefix cannot be revoked alone, so a server that takes the wildcard away ends the link."""
+    async with played() as both:
+        await wildcard(both, "a")
+        both.server.send(b'-ERR \'Permissions Violation for Subscription to "*" (sid "1")\'')
+        await both.link.closed.wait()
+        assert [error.reason.count("Permissions Violation") for error in both.lost] == [1]
+        for call in (both.link.unsubscribe_prefixes(["a"]), both.link.subscribe_prefixes(["a"])):
+            with pytest.raises(BrokerUnavailableError):
+                await call
+
+
+async def test_a_lingering_subscription_that_is_revoked_is_a_gap() -> None:
+    """Only a prefix wants its channel, which has a gap then, and is received by the wildcard from there on."""
+    async with played() as both:
+        asked: asyncio.Task[object] = asyncio.create_task(both.link.subscribe({b"a1": "a1"}))
+        await both.server.until(b"PING\r\nPING\r\n")
+        both.server.send(b"PONG", b"PONG")
+        await asked
+        await wildcard(both, "a", number=2)
+        asked = asyncio.create_task(both.link.unsubscribe(["a1"]))
+        await both.server.until(b"PING\r\n")
+        both.server.send(b"PONG")
+        await asked
+        both.server.send(b'-ERR \'Permissions Violation for Subscription to "a1" (sid "1")\'')
+        both.server.send(b"MSG a1 2 1", b"1")
+        await both.sink.until(lambda: bool(both.sink.delivered))
+        assert [channels for channels, _ in both.sink.gaps] == [frozenset({"a1"})]
+        assert (both.sink.delivered, both.sink.revocations) == ([("a1", b"1")], [])
+
+
 async def test_publishes_with_an_unattributed_error_have_an_unknown_outcome() -> None:
     """An error that names no command leaves the publishes unknown that await the same PONG, and no others."""
     async with played() as both:

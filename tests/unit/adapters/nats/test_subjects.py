@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from backplane.adapters.nats.subjects import encode_channel, reserved_subjects
+from backplane.adapters.nats.subjects import decode_channel, encode_channel, reserved_subjects
 from backplane.channels import MAX_CHANNEL_BYTES, RESERVED_PREFIX
 
 channels = st.text(min_size=1, max_size=MAX_CHANNEL_BYTES).filter(
@@ -75,3 +75,17 @@ def test_subject_of_a_channel(channel: str, subject: bytes) -> None:
 def test_wildcard_of_the_reserved_channels() -> None:
     """The wildcard to permit stands after the prefix."""
     assert reserved_subjects("shop.") == "shop.=24backplane.>"
+
+
+@given(channels.filter(lambda name: not name.startswith(RESERVED_PREFIX)))
+@example("=3E")
+@example("a.b:*>")
+def test_a_subject_leads_back_to_its_channel(channel: str) -> None:
+    """The wildcard of all channels receives a subject alone, which names one channel."""
+    assert decode_channel("shop.", encode_channel("shop.", channel)) == channel
+
+
+@pytest.mark.parametrize("token", [b"", b"=3", b"=3e", b"=41", b"=FF", b"a:b", b"=", b"=24backplane=2Fx"])
+def test_subjects_of_no_channel(token: bytes) -> None:
+    """What another program publishes to a subject that no channel has is no message."""
+    assert decode_channel("shop.", b"shop." + token) is None
