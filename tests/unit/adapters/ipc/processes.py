@@ -54,6 +54,8 @@ async def main():
             await adapter.stop()
         elif command == "subscribe":
             await adapter.subscribe(arguments)
+        elif command == "subscribe_prefixes":
+            await adapter.subscribe_prefixes(arguments)
         elif command == "publish":
             channel, payload, size, times = arguments
             for _ in range(times):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from backplane.adapters.ipc import subscriber_connection, wire
+from backplane.history_rules import History, HistoryRules
 from tests.unit.adapters.ipc.processes import MEBIBYTE, Process, Worker, impatient
 from tests.unit.doubles import run_passes
 
@@ -117,3 +119,83 @@ async def test_stop_does_not_wait_for_a_frozen_peer(url: str, stack: AsyncExitSt
     listener.thaw()
     await listener.until(lambda: bool(listener.gaps))
     assert listener.gaps == [None]
+
+
+async def test_a_prefix_is_sent_everything_below_it(url: str, stack: AsyncExitStack) -> None:
+    """A process with a prefix receives channels that no one has named, once, from other processes and from itself."""
+    worker = await stack.enter_async_context(Worker(url))
+    await worker.adapter.subscribe_prefixes(["a.", "a.b."])
+    process = await stack.enter_async_context(await Process.spawn(url))  # it is sent the prefixes when it starts
+    await process.run("start")
+    await worker.adapter.subscribe(["a.named"])
+    for channel in ("a.b.c", "b", "a.named", "a.last"):
+        await process.run("publish", channel, "1", 0, 1)
+    await worker.adapter.publish("a.own", b"2")
+    await worker.sink.until(lambda: ("a.last", b"1") in worker.sink.delivered)
+    expected = [("a.b.c", b"1"), ("a.last", b"1"), ("a.named", b"1"), ("a.own", b"2")]
+    assert sorted(worker.sink.delivered) == expected
+    await worker.adapter.unsubscribe_prefixes(["a."])
+    await worker.adapter.publish("a.own", b"not wanted any more")
+    await worker.adapter.publish("a.b.own", b"3")
+    await process.run("publish", "a.named", "4", 0, 1)
+    await worker.sink.until(lambda: ("a.named", b"4") in worker.sink.delivered)
+    assert sorted(set(worker.sink.delivered) - set(expected)) == [("a.b.own", b"3"), ("a.named", b"4")]
+    assert worker.sink.gaps == []
+
+
+async def test_what_a_prefix_may_have_missed_is_a_gap_of_all(url: str, stack: AsyncExitStack) -> None:
+    """A process that was cut because it did not read reports a gap of all: of which channels is not known."""
+    url += "&max_peer_backlog_bytes=100000"
+    listener = await stack.enter_async_context(await Process.spawn(url))
+    await listener.run("start")
+    await listener.run("subscribe_prefixes", "a")
+    await listener.run("subscribe", "b")
+    worker = await stack.enter_async_context(Worker(url))
+    await listener.freeze()
+    for number in range(40):
+        await worker.adapter.publish("a1", b"%d " % number + bytes(MEBIBYTE // 8))
+    listener.thaw()
+    await listener.until(lambda: bool(listener.gaps))
+    await worker.adapter.publish("a2", b"after")
+    await listener.until(lambda: ("a2", "after") in listener.delivered)
+    assert set(listener.gaps) == {None}
+
+
+async def test_a_peer_of_a_release_without_prefixes_is_a_gap_when_it_ends(
+    url: str, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a rolling restart the prefix is subscribed all the same: the old peer is logged once, and a gap at its end."""
+    worker = await stack.enter_async_context(Worker(url))
+    monkeypatch.setattr(subscriber_connection, "_WELCOME", wire.frame(wire.WELCOME))
+    async with Worker(url):
+        await worker.adapter.subscribe_prefixes(["a"])
+        await worker.adapter.subscribe_prefixes(["b"])
+        assert [record.getMessage().count("sends nothing for patterns") for record in caplog.records] == [1]
+        assert worker.sink.gaps == []
+    await worker.sink.until(lambda: bool(worker.sink.gaps))
+    assert [names for names, _ in worker.sink.gaps] == [None]
+
+
+async def test_a_history_is_read_by_prefix(url: str, stack: AsyncExitStack) -> None:
+    """What is kept arrives by prefix with its place, once, also on a channel that is named or has no rule here."""
+    worker = await stack.enter_async_context(Worker(url))
+    process = await stack.enter_async_context(await Process.spawn(url))
+    await process.run("start")
+    await process.run("prepare", "a.*")
+    await worker.adapter.prepare(HistoryRules({"a.n*": History()}))
+    await worker.adapter.subscribe_prefixes(["a."])
+    await worker.adapter.subscribe(["a.named", "a.other"])
+    for channel in ("a.named", "a.other", "a.new", "a.x"):
+        await process.run("keep", channel, "1", 0, 1)
+    await worker.adapter.keep("a.x", b"own", History())
+    await worker.sink.until(lambda: ("a.x", b"own") in worker.sink.delivered)
+    assert worker.sink.delivered == [
+        *((channel, b"1") for channel in ("a.named", "a.other", "a.new", "a.x")),
+        ("a.x", b"own"),
+    ]
+    assert None not in worker.sink.places
+    await worker.adapter.unsubscribe_prefixes(["a."])
+    await process.run("keep", "a.x", "not wanted any more", 0, 1)
+    await process.run("keep", "a.named", "2", 0, 1)
+    await worker.sink.until(lambda: ("a.named", b"2") in worker.sink.delivered)
+    assert worker.sink.delivered[5:] == [("a.named", b"2")]

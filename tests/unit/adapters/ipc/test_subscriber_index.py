@@ -23,3 +23,39 @@ def test_a_subscriber_that_is_removed_during_a_publish_does_not_disturb_it() -> 
     index.remove("two", b"b")  # was not subscribed
     assert publishing == ("one", "two")
     assert (index.of(b"a"), index.of(b"b")) == (("two",), ())
+
+
+def test_a_subscriber_of_a_prefix_is_found_once() -> None:
+    """A publish finds who has subscribed by name, by a prefix or by both once, until nothing of it is left."""
+    index = SubscriberIndex[str]()
+    index.add("one", b"a.1")
+    index.add_prefix("one", b"a.")
+    index.add_prefix("two", b"")
+    assert (index.of(b"a.1"), index.of(b"a.2"), index.of(b"b")) == (("one", "two"), ("one", "two"), ("two",))
+    index.add("two", b"a.1")
+    index.add_prefix("two", b"a.")
+    index.remove_prefix("two", b"")
+    assert (index.of(b"a.1"), index.of(b"a.2"), index.of(b"b")) == (("one", "two"), ("one", "two"), ())
+    index.remove("one", b"a.1")
+    index.remove_prefix("one", b"a.")
+    index.remove_prefix("one", b"never there")
+    assert (index.of(b"a.1"), index.of(b"a.2")) == (("two",), ("two",))
+    index.remove_all("two")
+    assert (index.of(b"a.1"), index.of(b"a.2")) == ((), ())
+
+
+def test_no_prefix_stands_for_the_channels_of_this_package() -> None:
+    """They are found by their names alone, also for who wants every channel."""
+    index = SubscriberIndex[str]()
+    index.add_prefix("one", b"")
+    index.add("two", b"$backplane/x")
+    assert (index.of(b"$backplane/x"), index.of(b"$backplane/y"), index.of(b"$back")) == (("two",), (), ("one",))
+
+
+def test_what_is_remembered_of_channels_is_bounded() -> None:
+    """However many channels are published to, each is found anew where too many are remembered."""
+    index = SubscriberIndex[str]()
+    index.add_prefix("one", b"a")
+    for number in range(25_000):
+        assert index.of(b"a%d" % number) == ("one",)
+    assert len(index._cached) <= 10_000
