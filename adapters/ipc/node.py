@@ -136,6 +136,8 @@ class IpcNode:
     async def subscribe_prefixes(self, prefixes: Collection[str]) -> None:
         """Subscribe to every channel that begins with one of `prefixes`, as `subscribe` does to channels."""
         encoded = [prefix.encode() for prefix in prefixes]
+        if not encoded:
+            return
         if self._state.log is not None:
             await self._state.log.join_prefixes(encoded)
             if self._state.closing:
@@ -146,6 +148,8 @@ class IpcNode:
     def unsubscribe_prefixes(self, prefixes: Collection[str]) -> None:
         """Unsubscribe from `prefixes`, as `unsubscribe` does from channels."""
         encoded = [prefix.encode() for prefix in prefixes]
+        if not encoded:
+            return
         self._state.prefixes.discard(encoded)
         if self._state.log is not None:
             self._state.log.prefixes.discard(encoded)

@@ -309,7 +309,7 @@ class NatsLink(asyncio.Protocol):
         wildcard, result = self._wildcard, SubscribeResult()
         wildcard.prefixes.add(prefixes)
         number: bytes | None = None
-        while number is None or number != wildcard.number:
+        while prefixes and (number is None or number != wildcard.number):
             if wildcard.number is None:
                 self._subscribe_wildcard()
             number = wildcard.number
