@@ -20,6 +20,7 @@ from pydantic import Field
 from backplane.broadcaster import Broadcaster, Capabilities, KeptMessage, Options, Recalled
 from backplane.errors import BrokerUnavailableError
 from backplane.message import ALL, Place, Receipt
+from backplane.patterns import Prefixes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -91,6 +92,7 @@ class MemoryBroadcaster(Broadcaster):
         super().__init__(url, options)
         self._name = url.netloc + url.path
         self._channels: set[str] = set()
+        self._prefixes: Prefixes[str] = Prefixes()
         self._sink: Sink | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: list[_Waiting | None] = []  # mostly from other event loops; `None` for a gap
@@ -107,6 +109,7 @@ class MemoryBroadcaster(Broadcaster):
             max_payload_bytes=self.options.max_payload_bytes,
             keeps="process",
             deduplicates=True,
+            patterns=True,
         )
 
     async def start(self, sink: Sink) -> None:
@@ -131,12 +134,13 @@ class MemoryBroadcaster(Broadcaster):
                 _archives.pop(self._name, None)
         self._sink = self._loop = None
         self._channels.clear()
+        self._prefixes.clear()
 
     async def publish(self, channel: str, payload: bytes) -> None:
         """Deliver at once, then let other tasks run: a publisher in a loop must not starve the tasks that send."""
         self._require_sink()
         for other in tuple(_started):
-            if other._name == self._name and channel in other._channels:
+            if other._wants(self._name, channel):
                 other._take(channel, payload, self._loop)
         await asyncio.sleep(0)
 
@@ -181,6 +185,16 @@ class MemoryBroadcaster(Broadcaster):
         self._require_sink()
         self._channels.difference_update(channels)
 
+    async def subscribe_prefixes(self, prefixes: Collection[str]) -> None:
+        """Start delivering every channel that begins with one of `prefixes`."""
+        self._require_sink()
+        self._prefixes.add(prefixes)
+
+    async def unsubscribe_prefixes(self, prefixes: Collection[str]) -> None:
+        """Stop delivering channels because of `prefixes`."""
+        self._require_sink()
+        self._prefixes.remove(prefixes)
+
     async def describe(self) -> str:
         """Return a description: there is no broker."""
         self._require_sink()
@@ -196,7 +210,7 @@ class MemoryBroadcaster(Broadcaster):
             self._wake()
 
     def _wants(self, name: str, channel: str) -> bool:
-        return self._name == name and channel in self._channels
+        return self._name == name and (channel in self._channels or self._prefixes.covers(channel))
 
     def _queue(self, channel: str, payload: bytes, place: Place | None) -> bool:
         """Queue a message, and return whether the event loop must be woken for it."""
@@ -229,7 +243,7 @@ class MemoryBroadcaster(Broadcaster):
                 return
             if item is None:
                 self._sink.gap(ALL, "this event loop was busy, and more messages waited than the limit")
-            elif item[0] in self._channels:
+            elif self._wants(self._name, item[0]):
                 self._sink.deliver(*item)
 
     def _require_sink(self) -> Sink:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from backplane.channels import RESERVED_PREFIX
 from backplane.errors import ConfigurationError
+from backplane.patterns import Pattern
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -44,7 +44,7 @@ class ChannelRules(Generic[_RuleT]):
                     f"{option}: the rule of {pattern!r} must be a {rule_type.__name__}(...), not {rule!r:.100}"
                 )
             self._rules[pattern] = rule
-        self._compiled = [(pattern, _compiled(pattern), rule) for pattern, rule in self._rules.items()]
+        self._compiled = [(Pattern(pattern), rule) for pattern, rule in self._rules.items()]
         self._cache: dict[str, tuple[str, _RuleT] | None] = {}
 
     def __iter__(self) -> Iterator[tuple[str, _RuleT]]:
@@ -73,11 +73,7 @@ class ChannelRules(Generic[_RuleT]):
             self._cache.clear()
         found = None
         if not channel.startswith(RESERVED_PREFIX):
-            matches = ((pattern, rule) for pattern, compiled, rule in self._compiled if compiled.fullmatch(channel))
+            matches = ((pattern.text, rule) for pattern, rule in self._compiled if pattern.matches(channel))
             found = next(matches, None)
         self._cache[channel] = found
         return found
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(".*".join(re.escape(part) for part in re.split(r"\*+", pattern)), re.DOTALL)

@@ -60,6 +60,7 @@ class AmqpBroadcaster(Broadcaster):
             reach="network",
             publish_returns="accepted",
             max_payload_bytes=self.options.max_payload_bytes,
+            patterns=True,
         )
 
     async def start(self, sink: Sink) -> None:
@@ -93,13 +94,23 @@ class AmqpBroadcaster(Broadcaster):
 
     async def subscribe(self, channels: Collection[str]) -> None:
         """Subscribe, in this process; the first call opens the connection that receives, with its queue."""
-        (await self._require_consumer()).subscribe(channels)
+        (await self._require_consumer()).wanted.add(channels)
 
     async def unsubscribe(self, channels: Collection[str]) -> None:
         """Drop `channels`, in this process."""
         if self._consumer is None:
             raise unavailable("the link is closed")
-        self._consumer.unsubscribe(channels)
+        self._consumer.wanted.remove(channels)
+
+    async def subscribe_prefixes(self, prefixes: Collection[str]) -> None:
+        """Subscribe to every channel that begins with one of `prefixes`, in this process."""
+        (await self._require_consumer()).wanted.add_prefixes(prefixes)
+
+    async def unsubscribe_prefixes(self, prefixes: Collection[str]) -> None:
+        """Drop `prefixes`, in this process."""
+        if self._consumer is None:
+            raise unavailable("the link is closed")
+        self._consumer.wanted.remove_prefixes(prefixes)
 
     async def check(self) -> None:
         """Check that the server answers on both connections, and still has exchange and queue.

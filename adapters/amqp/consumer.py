@@ -20,9 +20,10 @@ from backplane.adapters.amqp.wire import (
     read_content,
     read_routing_key,
 )
+from backplane.adapters.shared.wanted_channels import WantedChannels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
 
     from pamqp.common import FieldTable
 
@@ -55,20 +56,11 @@ class ConsumerConnection(AmqpConnection):
         self._max_queue_bytes = max_queue_bytes
         self._deliver = deliver
         self._overran = overran
-        self._channels: dict[bytes, str] = {}
+        self.wanted: WantedChannels[bytes] = WantedChannels(str.encode, bytes.decode)
         self._numbers = SeenNumbers(self._loop.time(), time())
         self._routing_key: bytes | None = None  # of the message that is being received
         self._missing_bytes = 0
         self._parts: list[bytes] | None = None  # None where the message is passed over
-
-    def subscribe(self, channels: Collection[str]) -> None:
-        """Deliver what arrives on `channels` from now on."""
-        self._channels.update((channel.encode(), channel) for channel in channels)
-
-    def unsubscribe(self, channels: Collection[str]) -> None:
-        """Deliver nothing more on `channels`."""
-        for channel in channels:
-            self._channels.pop(channel.encode(), None)
 
     async def check(self) -> None:
         """Check that the server answers, and still has the queue.
@@ -106,14 +98,18 @@ class ConsumerConnection(AmqpConnection):
         if content.app_id:
             self._count(content)
         self._missing_bytes = content.size
-        is_wanted = self._routing_key in self._channels and content.size <= self._max_queue_bytes
+        is_wanted = (
+            self._routing_key is not None
+            and self.wanted.find(self._routing_key) is not None
+            and content.size <= self._max_queue_bytes
+        )
         self._parts = [] if is_wanted else None
         self._complete()
 
     def _complete(self) -> None:
         if self._missing_bytes or self._routing_key is None:
             return
-        channel = self._channels.get(self._routing_key)
+        channel = self.wanted.find(self._routing_key)
         if channel is not None and self._parts is not None:
             self._deliver(channel, b"".join(self._parts))
         self._routing_key = self._parts = None

@@ -155,6 +155,7 @@ class KafkaBroadcaster(Broadcaster):
             resumes=True,
             max_payload_bytes=self._max_payload_bytes,
             keeps="server",
+            patterns=True,
         )
 
     async def start(self, sink: Sink) -> None:
@@ -186,9 +187,11 @@ class KafkaBroadcaster(Broadcaster):
         """Open the link again, deliver what was published to `channels` meanwhile, send what had no answer."""
         if self._reader is None:
             raise unavailable("the adapter is stopped")
-        self._reader.channels = {channel.encode(): channel for channel in channels}
+        wanted = self._reader.wanted
+        wanted.names.clear()
+        wanted.add(channels)
         await self._open(sink)
-        if channels:
+        if wanted:
             try:
                 await self._require_reader()
             except NotReadableError as error:
@@ -273,15 +276,27 @@ class KafkaBroadcaster(Broadcaster):
             reader = await self._require_reader()
         except NotReadableError as error:
             raise SubscribeError(dict.fromkeys(channels, str(error)), adapter="kafka") from error
-        for channel in channels:
-            reader.channels[channel.encode()] = channel
+        reader.wanted.add(channels)
 
     async def unsubscribe(self, channels: Collection[str]) -> None:
         """Stop delivering `channels`, at once."""
         if self._link is None or self._reader is None:
             raise unavailable("the link is closed")
-        for channel in channels:
-            self._reader.channels.pop(channel.encode(), None)
+        self._reader.wanted.remove(channels)
+
+    async def subscribe_prefixes(self, prefixes: Collection[str]) -> None:
+        """Deliver every channel that begins with one of `prefixes` from now on: the topic is read anyway."""
+        try:
+            reader = await self._require_reader()
+        except NotReadableError as error:
+            raise SubscribeError(dict.fromkeys(prefixes, str(error)), adapter="kafka") from error
+        reader.wanted.add_prefixes(prefixes)
+
+    async def unsubscribe_prefixes(self, prefixes: Collection[str]) -> None:
+        """Stop delivering channels because of `prefixes`, at once."""
+        if self._link is None or self._reader is None:
+            raise unavailable("the link is closed")
+        self._reader.wanted.remove_prefixes(prefixes)
 
     async def describe(self) -> str:
         """Return a description of the cluster; clients cannot read a broker's version."""

@@ -18,6 +18,7 @@ from backplane.adapters.kafka.connect_error import unavailable
 from backplane.adapters.kafka.protocol import NO_EPOCH, NO_TOPIC_ID
 from backplane.adapters.kafka.records import codec_problem, read_batches
 from backplane.adapters.kafka.ring import LogIdentity
+from backplane.adapters.shared.wanted_channels import WantedChannels
 from backplane.header import path_test_id
 from backplane.journal.events import BROKER_CHANGED, BROKER_MISFIT, HISTORY_LOST
 from backplane.journal.writing import write
@@ -74,7 +75,7 @@ class KafkaReader:
         unreadable_seconds: At most one gap in this time is reported because of unreadable records, after the first.
 
     Attributes:
-        channels: The channels to deliver, by the key of their records.
+        wanted: The channels to deliver, by the key of their records.
         rings: The newest messages of channels with a history, if there are any.
     """
 
@@ -85,7 +86,7 @@ class KafkaReader:
         *,
         unreadable_seconds: float = _UNREADABLE_SECONDS,
     ) -> None:
-        self.channels: dict[bytes, str] = {}
+        self.wanted: WantedChannels[bytes] = WantedChannels(str.encode, bytes.decode)
         self.rings: HistoryRings | None = None
         self._awaited: list[tuple[int, int, asyncio.Future[None]]] = []
         self._policy = policy
@@ -302,7 +303,7 @@ class KafkaReader:
         return [partition for partition in self._positions if leaders.get(partition) == node]
 
     def _deliver(self, answer: Fetched) -> None:
-        partition, channels = answer.partition, self.channels
+        partition, find = answer.partition, self.wanted.find
         is_complete, unreadable = True, ""
         for batch in read_batches(answer.records, self._positions[partition].offset, answer.end):
             if self._sink is None:
@@ -319,7 +320,7 @@ class KafkaReader:
                 self._deliver_kept(self.rings, partition, batch, self._sink)
             else:
                 for key, value, _, _ in batch.records:
-                    if key is not None and value is not None and (channel := channels.get(key)) is not None:
+                    if key is not None and value is not None and (channel := find(key)) is not None:
                         self._sink.deliver(channel, value)
             self._positions[partition] = Position(batch.next, batch.epoch)
             self._skip_sizes.pop(partition, None)
@@ -329,7 +330,7 @@ class KafkaReader:
 
     def _deliver_kept(self, rings: HistoryRings, partition: int, batch: Batch, sink: Sink) -> None:
         """Deliver the records of a batch, and add those of channels with a history to their rings."""
-        records, channels = batch.records, self.channels
+        records, find = batch.records, self.wanted.find
         known = records
         if batch.problem or not batch.is_complete:
             # Where in the batch records are missing is not known: what is resumed begins with the last one.
@@ -343,7 +344,7 @@ class KafkaReader:
                 received[key].append((offset, milliseconds, value))
         epochs = {key: rings.add(partition, key, items) for key, items in received.items()}
         for key, value, offset, _ in records:
-            if key is None or value is None or (channel := channels.get(key)) is None:
+            if key is None or value is None or (channel := find(key)) is None:
                 continue
             epoch = epochs[key] if key in epochs else rings.epoch_in(partition, key)
             if path_test_id(value) is not None:
@@ -434,14 +435,14 @@ class KafkaReader:
         """Return the channels that can have records in `partition`.
 
         One without a history can have them anywhere, as other producers choose the partition as they like. One with a
-        history has them in the partition of its positions.
+        history has them in the partition of its positions. Those of a prefix are not known.
         """
         rings = self.rings
-        if rings is None:
+        if rings is None or self.wanted.has_prefixes:
             return ALL
         return [
             channel
-            for key, channel in self.channels.items()
+            for key, channel in self.wanted.names.items()
             if rings.rule_of(key) is None or rings.partition_of(key) == partition
         ]
 
@@ -451,8 +452,10 @@ class KafkaReader:
         self.close()
         if sink is not None:
             write(logger, BROKER_CHANGED, "%(reason)s", reason=reason)
-            channels = list(self.channels.values())
-            self.channels.clear()
+            if self.wanted.has_prefixes:  # which cannot be revoked
+                return sink.lost(unavailable(reason))
+            channels = list(self.wanted.names.values())
+            self.wanted.names.clear()
             sink.revoked(channels, reason)
 
 

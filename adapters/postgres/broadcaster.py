@@ -82,6 +82,7 @@ class PostgresBroadcaster(Broadcaster):
         self._publisher: Publisher | None = None
         self._listener: PostgresConnection | None = None
         self._reader: NotificationReader | None = None
+        self._prefixes: set[str] = set()  # for the next reader, where the link is resumed
         self._listener_opening = asyncio.Lock()  # a new one at each start: a lock belongs to one event loop
 
     @property
@@ -92,6 +93,7 @@ class PostgresBroadcaster(Broadcaster):
             reach="network",
             publish_returns="accepted",
             max_payload_bytes=self.options.max_payload_bytes,
+            patterns=True,
         )
 
     async def start(self, sink: Sink) -> None:
@@ -103,6 +105,7 @@ class PostgresBroadcaster(Broadcaster):
 
     async def stop(self) -> None:
         """Close both sessions; publishes without an answer raise `PublishOutcomeUnknownError`."""
+        self._prefixes.clear()
         await self._close()
 
     async def publish(self, channel: str, payload: bytes) -> None:
@@ -116,13 +119,25 @@ class PostgresBroadcaster(Broadcaster):
 
     async def subscribe(self, channels: Collection[str]) -> None:
         """Subscribe, in this process; the first call opens the session that receives, and sends it a test."""
-        (await self._require_reader()).subscribe(channels)
+        (await self._require_reader()).wanted.add(channels)
 
     async def unsubscribe(self, channels: Collection[str]) -> None:
         """Drop `channels`, in this process."""
         if self._reader is None:
             raise unavailable("the link is closed")
-        self._reader.unsubscribe(channels)
+        self._reader.wanted.remove(channels)
+
+    async def subscribe_prefixes(self, prefixes: Collection[str]) -> None:
+        """Subscribe to every channel that begins with one of `prefixes`, in this process."""
+        (await self._require_reader()).wanted.add_prefixes(prefixes)
+        self._prefixes.update(prefixes)
+
+    async def unsubscribe_prefixes(self, prefixes: Collection[str]) -> None:
+        """Drop `prefixes`, in this process."""
+        if self._reader is None:
+            raise unavailable("the link is closed")
+        self._reader.wanted.remove_prefixes(prefixes)
+        self._prefixes.difference_update(prefixes)
 
     async def check(self) -> None:
         """Check that both sessions answer and lead to the primary, and how full the server's queue is.
@@ -258,7 +273,8 @@ class PostgresBroadcaster(Broadcaster):
             sink = self._require_open(publisher)
             if self._reader is None:
                 listener, reader = await self._open_listener(sink, publisher)
-                reader.subscribe(channels)
+                reader.wanted.add(channels)
+                reader.wanted.add_prefixes(self._prefixes)
                 try:
                     await self._ready(listener, reader)
                     self._require_open(publisher)

@@ -82,7 +82,7 @@ class DurablePostgresBroadcaster(PostgresBroadcaster):
 
     async def stop(self) -> None:
         """Close both sessions, and forget the position."""
-        await self._close()
+        await super().stop()
         self._since = self._position = None
 
     async def suspend(self) -> None:

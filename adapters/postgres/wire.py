@@ -23,8 +23,10 @@ from itertools import count
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote
 
+from backplane.adapters.shared.wanted_channels import WantedChannels
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
 
 __all__ = [
     "DOORBELL",
@@ -53,6 +55,10 @@ _numbers: Final = count()  # of the process, as two publishers of it can write i
 def encode_channel(channel: str) -> str:
     """Return a channel as ASCII without controls: the database can have any encoding."""
     return quote(channel, safe=_PLAIN)
+
+
+def _decode_channel(name: str) -> str:
+    return unquote(name, errors="strict")
 
 
 def statement_of_test(notify: str, word: str) -> str:
@@ -111,6 +117,7 @@ class NotificationReader:
     Attributes:
         tests_received: The words of the tests that were received.
         test_received: Set with each of them.
+        wanted: The channels whose messages are passed on.
         on_rows: Called where rows were added to the table of `durable=true`.
     """
 
@@ -123,36 +130,25 @@ class NotificationReader:
         self._deliver = deliver
         self._gap = gap
         self._max_text = max_payload_bytes * 4 // 3 + 4
-        self._channels: dict[str, str] = {}  # by the name in a notification
-        self._foreign: set[str] = set()
+        self.wanted: WantedChannels[str] = WantedChannels(encode_channel, _decode_channel)
         self._unfinished: _Unfinished | None = None
         self.tests_received: set[str] = set()
         self.test_received: asyncio.Event = asyncio.Event()
         self.on_rows: Callable[[], None] = lambda: None
 
-    def subscribe(self, channels: Collection[str]) -> None:
-        """Pass on messages of `channels` from now on."""
-        self._channels.update((encode_channel(channel), channel) for channel in channels)
-        self._foreign.update(channels)
-
     def deliver_row(self, name: str, payload: bytes) -> None:
         """Pass on a row of the table, whose channel is written as in notifications."""
-        if (channel := self._channels.get(name)) is not None:
+        if (channel := self.wanted.find(name)) is not None:
             self._deliver(channel, payload)
-
-    def unsubscribe(self, channels: Collection[str]) -> None:
-        """Pass on none from now on."""
-        for channel in channels:
-            self._channels.pop(encode_channel(channel), None)
-        self._foreign.difference_update(channels)
 
     def read(self, notification: str) -> None:
         """Take the next notification of the PostgreSQL channel."""
         head, _, body = notification.partition("\n")
         kind = head[:1]
         if kind not in (_LAST, _PART):
-            if head in self._foreign and "\n" in notification:
-                self._deliver(head, body.encode())
+            if head and "\n" in notification:
+                if self.wanted.find(encode_channel(head)) is not None:
+                    self._deliver(head, body.encode())
             elif kind == _TEST:
                 self.tests_received.add(head[1:])
                 self.test_received.set()
@@ -165,7 +161,7 @@ class NotificationReader:
             if whole is None:
                 return
             body = whole
-        channel = self._channels.get(name)
+        channel = self.wanted.find(name)
         if channel is None:
             return
         try:
@@ -185,7 +181,7 @@ class NotificationReader:
             if kind == _LAST:
                 self._unfinished = None
                 return body
-            unfinished = self._unfinished = _Unfinished(name, is_wanted=name in self._channels)
+            unfinished = self._unfinished = _Unfinished(name, is_wanted=self.wanted.find(name) is not None)
         if unfinished.parts is not None:
             unfinished.parts.append(body)
             unfinished.size += len(body)

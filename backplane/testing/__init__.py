@@ -21,6 +21,7 @@ pytest.register_assert_rewrite(
     "backplane.testing.hand_over_conformance",
     "backplane.testing.history_conformance",
     "backplane.testing.lane_conformance",
+    "backplane.testing.prefix_conformance",
     "backplane.testing.presence_conformance",
     "backplane.testing.resume_conformance",
 )

@@ -39,6 +39,7 @@ from backplane.testing.harness import (
     settled,
     started_worker,
 )
+from backplane.testing.prefix_conformance import PrefixConformance
 from backplane.testing.proxy import FaultProxy
 from backplane.testing.recording import RecordingSink
 
@@ -77,7 +78,7 @@ HOSTILE_CHANNELS = (
 """Names that a broker could take for more than a name."""
 
 
-class BroadcasterConformance(FaultConformance):
+class BroadcasterConformance(FaultConformance, PrefixConformance):
     """Subclass it, give it the fixture `url`, and pytest runs every promise of the contract."""
 
     pytestmark: pytest.MarkDecorator = pytest.mark.anyio

@@ -268,7 +268,7 @@ async def test_records_that_are_missing_end_what_is_known(tasks: Tasks) -> None:
     log = MemoryLog()
     log.append((b"room-1", b"1"))
     reading, asking = Process(log, tasks), Process(log, tasks)
-    reading.reader.channels = {b"room-1": "room-1"}
+    reading.reader.wanted.add(["room-1"])
     await reading.open()
     (first,) = (await asking.recall(b"room-1")).items
     log.append((b"room-1", b"compacted"))

@@ -60,14 +60,14 @@ async def test_a_right_that_is_withdrawn_revokes_every_channel(tasks: Tasks) -> 
     """If the broker refuses reading from now on, the subscriptions are revoked and the reader is closed."""
     link, reader, sink = ScriptedNodes(), KafkaReader(FetchPolicy(wait_ms=500), tasks.spawn), RecordingSink()
     await reader.open(cast("KafkaLink", link), sink)
-    reader.channels = {b"a": "a", b"b": "b"}
+    reader.wanted.add(["a", "b"])
     await link.nodes[1].requested.wait()
     link.nodes[1].answer([Fetched(0, NOT_AUTHORIZED, b"", 0)])
     await sink.until(lambda: sink.revocations != [])
     ((channels, reason),) = sink.revocations
     assert channels == {"a", "b"}
     assert not reader.is_open
-    assert not reader.channels
+    assert not reader.wanted
     assert "grant READ" in reason
 
 
@@ -98,7 +98,7 @@ async def test_a_hole_in_one_partition_is_no_gap_of_a_history_in_another(tasks: 
     reader.keep(rings)
     await reader.open(cast("KafkaLink", link), sink)
     kept = [f"k{number}" for number in range(10)]
-    reader.channels = {name.encode(): name for name in [*kept, "plain"]}
+    reader.wanted.add([*kept, "plain"])
     here = {name for name in kept if rings.partition_of(name.encode()) == 0}
     assert 0 < len(here) < len(kept)
     await link.nodes[1].requested.wait()

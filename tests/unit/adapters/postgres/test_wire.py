@@ -25,7 +25,7 @@ class Reading:
             lambda channel, reason: self.gaps.append((channel, reason)),
             max_payload_bytes,
         )
-        self.reader.subscribe(channels)
+        self.reader.wanted.add(channels)
 
     def read(self, *notifications: str) -> None:
         """Read all."""
@@ -55,9 +55,9 @@ def test_a_channel_that_is_not_subscribed_is_not_delivered() -> None:
     reading = Reading()
     first, *rest = encode_message("room", bytes(50_000))
     reading.read(first)
-    reading.reader.subscribe(["room"])
+    reading.reader.wanted.add(["room"])
     reading.read(*rest, *encode_message("room", b"whole"))
-    reading.reader.unsubscribe(["room"])
+    reading.reader.wanted.remove(["room"])
     reading.read(*encode_message("room", b"late"), "room\nforeign")
     assert reading.delivered == [("room", b"whole")]
 
