@@ -13,7 +13,7 @@ from backplane.errors import InvalidChannelError
 from backplane.journal.events import CHANNEL_PATTERN
 from backplane.journal.writing import write
 
-__all__ = ["MAX_CHANNEL_BYTES", "RESERVED_PREFIX", "validate_channel", "warn_if_pattern"]
+__all__ = ["MAX_CHANNEL_BYTES", "RESERVED_PREFIX", "is_reserved", "validate_channel", "warn_if_pattern"]
 
 logger: Final = logging.getLogger("backplane.channels")
 
@@ -32,6 +32,11 @@ _RESERVED: Final = (RESERVED_PREFIX, "__keyspace@", "__keyevent@", "__sentinel__
 _LAST_WILDCARDS: Final = (".>", ".#", "/#")
 _MAX_WARNINGS: Final = 100
 _warned_about: Final = set[str]()
+
+
+def is_reserved(channel: str) -> bool:
+    """Whether `channel` is one of this package, or of the broker, which no application can use."""
+    return channel.startswith(_RESERVED)
 
 
 def validate_channel(channel: str) -> str:
@@ -80,7 +85,8 @@ def warn_if_pattern(channel: str) -> None:
     write(
         logger,
         CHANNEL_PATTERN,
-        "channel %(channel)r looks like a pattern, but there are no patterns: it receives only what is published to "
-        "exactly this name",
+        "channel %(channel)r looks like a pattern, and was joined as a plain name: it receives only what is published "
+        "to exactly this name. The only wildcard of a pattern is *, and a client joins one by join_pattern, where "
+        "@backplane.authorize_pattern permits it",
         channel=channel,
     )

@@ -21,6 +21,8 @@ from backplane.fanout.outbox import Outbox
 from backplane.fanout.subscriber_options import (
     SubscriberOptions,
     check_rewind,
+    check_without_position,
+    is_pattern,
     positions_by_channel,
     previous_token,
 )
@@ -178,6 +180,7 @@ class Backplane(CommandVerbs, ExplainVerbs, FigureVerbs, PresenceVerbs, SurveyVe
         self._on_gap: OnGap = on_gap
         self._grouping = None if channel_group is None else Grouping.of(channel_group)
         self._authorize: Authorize | None = None
+        self._authorize_pattern: Authorize | None = None
         self._on_slow: OnSlow | None = None
         self._state_callbacks: list[Callable[[StateChange], object]] = []
         self._source = AdapterSource(url)
@@ -263,6 +266,20 @@ class Backplane(CommandVerbs, ExplainVerbs, FigureVerbs, PresenceVerbs, SurveyVe
         """
         self._check_configurable("authorize")
         self._authorize = callback
+        return callback
+
+    def authorize_pattern(self, callback: Authorize) -> Authorize:
+        """Ask `callback(client, pattern)` whether a client may join a pattern: `@backplane.authorize_pattern`.
+
+        Without it no client may join any. A function or a coroutine function, as `authorize`, which is not asked about
+        patterns: what it is asked once here decides about every channel that matches, also those of the future.
+        `pattern` is what the client named, such as `prices.*`, or `*`.
+
+        Raises:
+            LifecycleError: The backplane is started.
+        """
+        self._check_configurable("authorize_pattern")
+        self._authorize_pattern = callback
         return callback
 
     def statistics(self) -> Statistics:
@@ -422,14 +439,21 @@ class Backplane(CommandVerbs, ExplainVerbs, FigureVerbs, PresenceVerbs, SurveyVe
         since: Since = None,
         rewind: int = 0,
         name: str | None = None,
+        exact: bool = False,
     ) -> AsyncGenerator[Subscription]:
         """Subscribe the application itself: `async with backplane.subscribe("orders") as messages: async for ...`.
 
         Once entered, no later publish is missed without a `Gap`. `authorize` is not asked and `Limits` do not apply:
         the application checks what it passes on to a client by hand.
 
+        A channel with a `*` is a pattern: `subscribe("prices.*")` receives what is published to every channel that
+        matches, with `Message.channel` the channel itself, and once where it is wanted in several ways. After a loss it
+        receives one `Gap` under the pattern, or one for each channel where these are known. A pattern has no position,
+        so no `since` and no `rewind`, and presence does not count it. It never matches a reserved channel.
+
         Args:
             *channels: What to receive; `Subscription.join` adds more, and the first one must come before iterating.
+                In a pattern `*` is any run of characters, also none, and every other character is itself.
             backlog: What may wait for the consumer; with the policy `close` a slow one gets a `SlowConsumerError`.
                 Defaults to that of the backplane, which it replaces whole.
             since: The position up to which the consumer has received a channel, `str(message.position)`, or a mapping
@@ -439,9 +463,12 @@ class Backplane(CommandVerbs, ExplainVerbs, FigureVerbs, PresenceVerbs, SurveyVe
             rewind: How many of the newest messages of each channel come first where `since` is not given, and after the
                 gap where it cannot be served. Needs a channel with a history. Defaults to 0.
             name: What `explain` and the log call it, beside its id. Need not be unique. Defaults to nothing.
+            exact: A `*` is a plain character of a name. To be set for names that a client can choose: with a pattern it
+                would receive what is not for it. Defaults to `False`.
 
         Raises:
-            ConfigurationError: `backlog`, `since`, `rewind` or `name` cannot be used.
+            ConfigurationError: `backlog`, `since`, `rewind` or `name` cannot be used; or the adapter of the broker has
+                no patterns.
             InvalidChannelError: The name of a channel is not legal.
             InvalidPositionError: `rewind` is negative.
             SubscribeError: The broker refused a channel.
@@ -450,6 +477,9 @@ class Backplane(CommandVerbs, ExplainVerbs, FigureVerbs, PresenceVerbs, SurveyVe
             WrongLoopError: It runs in another event loop, thread or process.
         """
         runtime = self._lifecycle.running()
+        for channel in channels:
+            if is_pattern(channel, exact=exact):
+                check_without_position(channel, since, rewind)
         positions = positions_by_channel(since, channels, runtime.hub.rules)
         check_rewind(rewind, runtime.hub.rules)
         if not (name is None or is_client_name(name)):
@@ -461,7 +491,7 @@ class Backplane(CommandVerbs, ExplainVerbs, FigureVerbs, PresenceVerbs, SurveyVe
         runtime.subscriptions[subscription] = None
         try:
             for channel in channels:
-                await subscription.join(channel, since=positions, rewind=rewind)
+                await subscription.join(channel, since=positions, rewind=rewind, exact=exact)
             subscription.log_begin()
             yield subscription
         finally:
@@ -782,6 +812,7 @@ class Backplane(CommandVerbs, ExplainVerbs, FigureVerbs, PresenceVerbs, SurveyVe
             limits=self._limits,
             on_gap=self._on_gap,
             authorize=self._authorize,
+            authorize_pattern=self._authorize_pattern,
             on_slow=self._on_slow,
             tracer=self._tracer,
             grouping=self._grouping,

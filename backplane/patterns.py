@@ -6,10 +6,11 @@ subscriptions.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
 __all__ = ["WILDCARD", "Pattern", "Prefixes"]
 
@@ -66,10 +67,11 @@ class Prefixes(Generic[_KeyT]):
     It depends on how many lengths they have, which is few.
     """
 
-    __slots__ = ("_lengths", "_prefixes")
+    __slots__ = ("_counts", "_lengths", "_prefixes")
 
     def __init__(self) -> None:
         self._prefixes: set[_KeyT] = set()
+        self._counts: Counter[int] = Counter()
         self._lengths: tuple[int, ...] = ()
 
     def __bool__(self) -> bool:
@@ -77,17 +79,20 @@ class Prefixes(Generic[_KeyT]):
 
     def add(self, prefixes: Iterable[_KeyT]) -> None:
         """Add prefixes; one that is there already changes nothing."""
-        self._prefixes.update(prefixes)
-        self._count_lengths()
+        new = set(prefixes) - self._prefixes
+        self._prefixes |= new
+        self._count(new, 1)
 
     def remove(self, prefixes: Iterable[_KeyT]) -> None:
         """Remove prefixes; one that is not there changes nothing."""
-        self._prefixes.difference_update(prefixes)
-        self._count_lengths()
+        gone = self._prefixes.intersection(prefixes)
+        self._prefixes -= gone
+        self._count(gone, -1)
 
     def clear(self) -> None:
         """Remove all."""
         self._prefixes.clear()
+        self._counts.clear()
         self._lengths = ()
 
     def covers(self, key: _KeyT) -> bool:
@@ -101,5 +106,8 @@ class Prefixes(Generic[_KeyT]):
         found = (key[:length] for length in self._lengths if length <= len(key))
         return [prefix for prefix in found if prefix in prefixes]
 
-    def _count_lengths(self) -> None:
-        self._lengths = tuple(sorted({len(prefix) for prefix in self._prefixes}))
+    def _count(self, prefixes: Collection[_KeyT], change: int) -> None:
+        for prefix in prefixes:
+            self._counts[len(prefix)] += change
+        if len(+self._counts) != len(self._lengths):
+            self._lengths = tuple(sorted(+self._counts))

@@ -55,7 +55,7 @@ class PubSub(Protocol):
         ...
 
     def subscribe(
-        self, *channels: str, backlog: Backlog | None, since: Since, rewind: int
+        self, *channels: str, backlog: Backlog | None, since: Since, rewind: int, exact: bool
     ) -> AbstractAsyncContextManager[Subscription]:
         """Subscribe a consumer."""
         ...
@@ -155,7 +155,7 @@ class TypedChannel(Generic[ModelT]):
             BackplaneError: As `Backplane.subscribe`.
         """
         name = self.name(**placeholders)
-        async with self._backplane.subscribe(name, backlog=backlog, since=since, rewind=rewind) as messages:
+        async with self._backplane.subscribe(name, backlog=backlog, since=since, rewind=rewind, exact=True) as messages:
             yield TypedMessages[ModelT](name, messages, self._validator, self._count_invalid)
 
     def encode(self, message: object) -> str:

@@ -17,6 +17,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
     "concepts": (
         "index",
         "channels",
+        "patterns",
         "delivery",
         "gaps",
         "history",

@@ -55,7 +55,7 @@ async def tail(
     Raises:
         InvalidChannelError, BrokerError: It could not be subscribed to.
     """
-    async with backplane.subscribe(channel, backlog=_BACKLOG) as subscription:
+    async with backplane.subscribe(channel, backlog=_BACKLOG, exact=True) as subscription:
         yield "joined", {"channel": channel, "at": time.time()}
         budget, dropped = _Budget(), 0
         while (items := await _collect(subscription)) is not None:

@@ -23,7 +23,7 @@ from backplane.journal.events import PROBE_DENIED
 from backplane.journal.writing import write
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from backplane.broadcaster import Broadcaster
     from backplane.broker.session import LinkSession
@@ -58,9 +58,9 @@ class DeliveryProbe:
     Args:
         broadcaster: The adapter.
         origin: Random bytes of this process; they name the channel of the probe.
-        wanted: The channels this process is subscribed to, as `BrokerSubscriptions` edits them. While there are none,
-            no message can be missed: the probe is only published, the broker's answer is all that is waited for, and
-            nothing is subscribed.
+        wanted: The channels this process is subscribed to, as `BrokerSubscriptions` edits them, and the prefixes. While
+            there are none, no message can be missed: the probe is only published, the broker's answer is all that is
+            waited for, and nothing is subscribed.
         interval_seconds: How long a direction may be quiet before it is probed. A silent link is found within two
             intervals.
 
@@ -73,7 +73,7 @@ class DeliveryProbe:
     """
 
     def __init__(
-        self, broadcaster: Broadcaster, *, origin: bytes, wanted: Collection[str], interval_seconds: float
+        self, broadcaster: Broadcaster, *, origin: bytes, wanted: Sequence[Collection[str]], interval_seconds: float
     ) -> None:
         self._broadcaster = broadcaster
         self._wanted = wanted
@@ -151,7 +151,7 @@ class DeliveryProbe:
 
     def _last_activity(self, session: LinkSession) -> float:
         """When something last arrived on the quieter direction; without subscriptions only the publish path counts."""
-        if not self._wanted:
+        if not any(self._wanted):
             return session.last_answered_at
         return min(session.last_answered_at, session.last_received_at)
 
@@ -167,7 +167,7 @@ class DeliveryProbe:
 
     async def _send(self, session: LinkSession) -> None:
         loop = asyncio.get_running_loop()
-        awaits_reply = bool(self._wanted)
+        awaits_reply = any(self._wanted)
         if awaits_reply and not session.probe_subscribed:
             await self._broadcaster.subscribe([self.channel])
             session.probe_subscribed = True

@@ -11,10 +11,11 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from backplane.broadcaster import SupportsLinkCheck, SupportsResume
+from backplane.broadcaster import SupportsLinkCheck, SupportsPrefixes, SupportsResume
 from backplane.broker.backoff import Backoff
 from backplane.broker.link_state import LinkStatus
 from backplane.broker.outage_log import FIRST_LINE_SECONDS, OutageLog
+from backplane.broker.prefix_link import PrefixLink
 from backplane.broker.probe import MAX_MISSED, DeliveryProbe, SilentLinkError
 from backplane.broker.publish_attempt import PublishAttempts
 from backplane.broker.session import LinkSession
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from backplane.broadcaster import Broadcaster
     from backplane.broker.link_state import LinkState, StateChange
-    from backplane.fanout.broker_subscriptions import BrokerSubscriptions
+    from backplane.fanout.broker_subscriptions import BrokerSubscriptions, Subscribes
     from backplane.fanout.hub import Hub
     from backplane.settings import Settings
 
@@ -51,6 +52,7 @@ class Supervisor:
         broadcaster: The adapter.
         hub: Takes messages and gaps.
         broker_subscriptions: The channels to subscribe to.
+        prefixes: The prefixes to subscribe to; `None` where the adapter has no patterns.
         origin: Random bytes of this process; they name the channel of its probe.
         settings: Times and bounds.
         on_state: Called at once with every change of the state; must not raise.
@@ -73,6 +75,7 @@ class Supervisor:
         hub: Hub,
         broker_subscriptions: BrokerSubscriptions,
         *,
+        prefixes: BrokerSubscriptions | None = None,
         origin: bytes,
         settings: Settings,
         on_state: Callable[[StateChange], None] | None = None,
@@ -86,6 +89,8 @@ class Supervisor:
         self._broadcaster = broadcaster
         self._hub = hub
         self._broker_subscriptions = broker_subscriptions
+        self._prefixes = prefixes
+        self._prefix_link = PrefixLink(broadcaster if isinstance(broadcaster, SupportsPrefixes) else None)
         self._settings = settings
         self._prepare = prepare
         self._link_tasks = link_tasks
@@ -99,7 +104,7 @@ class Supervisor:
         self.probe: DeliveryProbe = DeliveryProbe(
             broadcaster,
             origin=origin,
-            wanted=broker_subscriptions.wanted,
+            wanted=[broker_subscriptions.wanted, () if prefixes is None else prefixes.wanted],
             interval_seconds=settings.probe_interval_seconds,
         )
         self.status: LinkStatus = LinkStatus(LinkSession(hub, self.probe.channel), on_state, self._journal)
@@ -167,6 +172,8 @@ class Supervisor:
         self.status.change("closed", "stopped")
         self.status.session.retired = True
         self._broker_subscriptions.close()
+        if self._prefixes is not None:
+            self._prefixes.close()
         self.attempts.close()
         try:
             # Retry: if the cancellation coincides with a link failure, TaskGroup raises the failure and drops the
@@ -191,7 +198,7 @@ class Supervisor:
                 pause = backoff.next()
                 if not error.retriable or asyncio.get_running_loop().time() + pause >= deadline:
                     raise failure from failure.__cause__
-                self._broker_subscriptions.forget_link(ended=not isinstance(error, SilentLinkError))
+                self._forget_link(error)
                 await self._stop_broadcaster()
                 await asyncio.sleep(pause)
 
@@ -227,12 +234,19 @@ class Supervisor:
             resumed = frozenset(self._broker_subscriptions.wanted)
             await self._broadcaster.resume(session, resumed)
         else:
+            self._prefix_link.held.clear()
             await self._broadcaster.start(session)
         if self._prepare is not None:
             await self._prepare()
-        if self._broker_subscriptions.needs_verified_link:
-            self._broker_subscriptions.link_answered = await self.probe.verify(session)
+        if self._broker_subscriptions.needs_verified_link or (
+            self._prefixes is not None and self._prefixes.needs_verified_link
+        ):
+            answered = self._broker_subscriptions.link_answered = await self.probe.verify(session)
+            if self._prefixes is not None:
+                self._prefixes.link_answered = answered
         await self._broker_subscriptions.subscribe_all(self._broadcaster, resumed)
+        if self._prefixes is not None:
+            await self._prefixes.subscribe_all(self._prefix_link, frozenset(self._prefix_link.held))
 
     async def _run(self, failure: Exception | None) -> None:
         """Watch the link and rebuild it, until the stop. `failure` is why the first link could not be opened."""
@@ -264,7 +278,9 @@ class Supervisor:
         error: BaseException = BrokerUnavailableError("the link ended")
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._sync_subscriptions())
+                group.create_task(self._sync_subscriptions(self._broker_subscriptions, self._broadcaster))
+                if self._prefixes is not None:
+                    group.create_task(self._sync_subscriptions(self._prefixes, self._prefix_link))
                 group.create_task(self._periodic_checks())
                 if self._broadcaster.capabilities.brokered:
                     group.create_task(self.probe.watch(session))
@@ -287,8 +303,8 @@ class Supervisor:
         assert isinstance(error, Exception)
         return error
 
-    async def _sync_subscriptions(self) -> None:
-        """Keep the broker in line with the wanted channels.
+    async def _sync_subscriptions(self, subscriptions: BrokerSubscriptions, link: Subscribes) -> None:
+        """Keep the broker in line with the wanted channels, or prefixes.
 
         A subscription without an answer shows that the publish path is dead. Nothing else would: no probe is sent while
         messages arrive, and a process that only receives publishes nothing that could time out.
@@ -297,7 +313,7 @@ class Supervisor:
         seconds = min(2 * settings.probe_interval_seconds, settings.subscribe_timeout_seconds)
         brokered = self._broadcaster.capabilities.brokered
         try:
-            await self._broker_subscriptions.run(self._broadcaster, answer_seconds=seconds if brokered else None)
+            await subscriptions.run(link, answer_seconds=seconds if brokered else None)
         except TimeoutError:
             raise SilentLinkError(f"the link is silent: no answer to a subscription within {seconds:g} s") from None
 
@@ -312,6 +328,8 @@ class Supervisor:
             if not missed:
                 await asyncio.sleep(interval)
             self._broker_subscriptions.retry_refused()
+            if self._prefixes is not None:
+                self._prefixes.retry_refused()
             if not isinstance(self._broadcaster, SupportsLinkCheck):
                 continue
             try:
@@ -334,7 +352,13 @@ class Supervisor:
         self._hub.open_gap(ALL, f"the link to the broker was lost: {error}", resumed=resumes)
         for channels, reason in session.unreported_gaps:
             self._hub.open_gap(channels, reason, "adapter")
-        self._broker_subscriptions.forget_link(ended=not isinstance(error, SilentLinkError))
+        self._forget_link(error)
+
+    def _forget_link(self, error: Exception) -> None:
+        ended = not isinstance(error, SilentLinkError)
+        self._broker_subscriptions.forget_link(ended=ended)
+        if self._prefixes is not None:
+            self._prefixes.forget_link(ended=ended)
 
     async def _reopen(self, backoff: Backoff) -> None:
         """Try to open the link until it is live, or until the stop."""

@@ -181,7 +181,7 @@ async def _description(broadcaster: Broadcaster) -> str | None:
 async def _round_trips(url: str, channel: str, messages: int, on_progress: Callable[[str], None]) -> tuple[float, ...]:
     on_progress(f"joining channel {channel!r}")
     seconds: list[float] = []
-    async with Backplane(url) as backplane, backplane.subscribe(channel, backlog=_BACKLOG) as received:
+    async with Backplane(url) as backplane, backplane.subscribe(channel, backlog=_BACKLOG, exact=True) as received:
         for number in range(1, messages + 1):
             on_progress(f"message {number} of {messages}")
             marker = f"backplane check {os.urandom(8).hex()}"

@@ -77,6 +77,11 @@ class Connection:
         return self._driver.channels
 
     @property
+    def patterns(self) -> Collection[str]:
+        """The patterns it has joined, which are not among `channels`."""
+        return self._driver.patterns
+
+    @property
     def context(self) -> Any:
         """What `connect(context=...)` was given: the application's own, such as the user."""
         return self._driver.context
@@ -194,6 +199,32 @@ class Connection:
         """Receive nothing more of `channel`; what waits is still sent. Leaving what was not joined changes nothing."""
         await self._driver.leave(channel)
         self._driver.outbox.set_policy(channel, None)
+
+    async def join_pattern(self, pattern: str) -> None:
+        """Receive what is published to every channel that `pattern` matches, as `prices.*`; `join` joins a plain name.
+
+        A client with an envelope is sent the real channel of each message. One that is wanted in several ways is sent
+        once. After a loss the client gets a gap under the pattern, or for each channel where these are known: nothing
+        is kept for a pattern, so it has no position. Presence does not count it, and it counts as a channel in
+        `Limits.max_channels`. Joining twice changes nothing.
+
+        Args:
+            pattern: `*` is any run of characters, also none; every other character is itself.
+
+        Raises:
+            ConfigurationError: The adapter of the broker has no patterns.
+            InvalidChannelError: It is no legal name, or has no `*`.
+            JoinRefusedError: The application's `authorize_pattern` refused it, or there is none.
+            TooManyChannelsError: It has joined as many as are allowed.
+            SubscribeError: The broker refused it.
+            BrokerUnavailableError: The broker did not confirm in time.
+            ClosedError: It has ended.
+        """
+        await self._driver.join_pattern(pattern)
+
+    async def leave_pattern(self, pattern: str) -> None:
+        """Receive nothing more because of `pattern`; what waits is still sent. Leaving it twice changes nothing."""
+        await self._driver.leave_pattern(pattern)
 
     async def send(self, data: object) -> None:
         """Send `data` to this client alone, after what already waits for it; returns when the server has taken it.

@@ -123,7 +123,8 @@ class ConnectionPolicy:
         limits: What it may do, and how it is kept alive.
         handler_grace_seconds: How long its handler may stay in the block after it has ended.
         authorize: Decides which client may join which channel; with `None` each may join any.
-        authorize_timeout_seconds: How long `authorize` may take to answer.
+        authorize_pattern: Decides which client may join which pattern; with `None` none may join any.
+        authorize_timeout_seconds: How long each of them may take to answer.
         on_slow: Called for each slow client.
         reload_delay: Draws after how long one of many clients is closed, at a gap or because the broker failed.
         close_seconds: How long the flush before a close frame may take, and the close frame itself.
@@ -137,6 +138,7 @@ class ConnectionPolicy:
     limits: Limits = field(default_factory=Limits)
     handler_grace_seconds: float = 10.0
     authorize: Authorize | None = None
+    authorize_pattern: Authorize | None = None
     authorize_timeout_seconds: float = 5.0
     on_slow: OnSlow | None = None
     reload_delay: Callable[[], float] = float
@@ -188,12 +190,29 @@ class ConnectionPolicy:
         """
         if self.authorize is None:
             return
-        answer = self.authorize(cast("Any", client), channel)
-        if inspect.isawaitable(answer):
-            answer = await self._in_time(answer)
-        if not answer:
+        if not await self._asked(self.authorize, client, channel):
             self.statistics.refused_joins += 1
             raise JoinRefusedError(f"this client may not join channel {channel!r}")
+
+    async def check_pattern_authorized(self, client: Client, pattern: str) -> None:
+        """Ask the application whether a client may join `pattern`; without its `authorize_pattern` none may.
+
+        Raises:
+            JoinRefusedError: It may not.
+            AuthorizeTimeoutError: There was no answer in time.
+        """
+        if self.authorize_pattern is None:
+            self.statistics.refused_joins += 1
+            raise JoinRefusedError(
+                f"no client may join pattern {pattern!r}: set @backplane.authorize_pattern, which decides that"
+            )
+        if not await self._asked(self.authorize_pattern, client, pattern):
+            self.statistics.refused_joins += 1
+            raise JoinRefusedError(f"this client may not join pattern {pattern!r}")
+
+    async def _asked(self, authorize: Authorize, client: Client, name: str) -> bool:
+        answer = authorize(cast("Any", client), name)
+        return bool(await self._in_time(answer) if inspect.isawaitable(answer) else answer)
 
     def join_failed(self, channel: str, error: Exception, subscriber: Named) -> None:
         """Log and keep that a join was refused to a client, or could not be made: by whom, and why."""

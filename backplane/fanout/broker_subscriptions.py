@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from backplane.concurrency.shared_future import outcome_of
 from backplane.concurrency.timeouts import PatientTimeout
@@ -21,9 +21,7 @@ from backplane.fanout.unconfirmed_channels import UnconfirmedChannels
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from backplane.broadcaster import Broadcaster
-
-__all__ = ["BrokerSubscriptions"]
+__all__ = ["BrokerSubscriptions", "Subscribes"]
 
 # Large enough that a round trip does not matter, small enough that handling the answer does not block the event loop.
 _BATCH_SIZE: Final = 500
@@ -36,8 +34,18 @@ _QUARANTINED: Final = (
 )
 
 
+class Subscribes(Protocol):
+    """Where channels are subscribed to: an adapter, or what passes prefixes to one."""
+
+    async def subscribe(self, channels: Collection[str]) -> None:
+        """See `Broadcaster.subscribe`."""
+
+    async def unsubscribe(self, channels: Collection[str]) -> None:
+        """See `Broadcaster.unsubscribe`."""
+
+
 class BrokerSubscriptions:
-    """The wanted channels, and which of them the broker has confirmed.
+    """The wanted channels, and which of them the broker has confirmed. Another one has the wanted prefixes.
 
     Args:
         linger_seconds: How long a channel stays subscribed after its release.
@@ -144,7 +152,7 @@ class BrokerSubscriptions:
             loop = asyncio.get_running_loop()
             self._lingering[channel] = loop.call_later(self._linger_seconds, self._drop, channel)
 
-    async def run(self, broadcaster: Broadcaster, *, answer_seconds: float | None = None) -> None:
+    async def run(self, broadcaster: Subscribes, *, answer_seconds: float | None = None) -> None:
         """Keep the broker in line with the wanted channels until cancelled, or until the link fails.
 
         Raises:
@@ -155,7 +163,7 @@ class BrokerSubscriptions:
             self._changed.clear()
             await self._apply(broadcaster, answer_seconds=answer_seconds)
 
-    async def subscribe_all(self, broadcaster: Broadcaster, resumed: Collection[str] = ()) -> None:
+    async def subscribe_all(self, broadcaster: Subscribes, resumed: Collection[str] = ()) -> None:
         """Subscribe to every wanted channel on a new link, and unsubscribe what it `resumed` that is no longer wanted.
 
         Isolated channels are subscribed by `run` once the link is live: they must not keep it from getting there.
@@ -236,7 +244,7 @@ class BrokerSubscriptions:
             self._changed.set()
 
     async def _apply(
-        self, broadcaster: Broadcaster, *, max_pause_seconds: float = 0, answer_seconds: float | None = None
+        self, broadcaster: Subscribes, *, max_pause_seconds: float = 0, answer_seconds: float | None = None
     ) -> None:
         """Unsubscribe and subscribe until nothing is left to do. The order of the two does not matter."""
         while self._to_unsubscribe or self._to_subscribe:
@@ -258,7 +266,7 @@ class BrokerSubscriptions:
             del pending[channel]
         return batch
 
-    async def _request(self, broadcaster: Broadcaster, channels: list[str]) -> None:
+    async def _request(self, broadcaster: Subscribes, channels: list[str]) -> None:
         """Subscribe to `channels`, and sort them by the broker's answer."""
         refused: dict[str, str] = {}
         unconfirmed: dict[str, str] = {}

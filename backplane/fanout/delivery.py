@@ -10,7 +10,7 @@ from backplane.journal.events import DELIVERY_FAILED
 from backplane.journal.place import place_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable
 
     from backplane.fanout.batch import Batch
     from backplane.journal.journal import Journal
@@ -70,8 +70,8 @@ class _Slices:
 
     Args:
         channel: The channel, or another name for the log.
-        subscribers: The subscribers of the channel. The hub goes on editing this `dict`, which is how a leave between
-            two slices is noticed.
+        subscribers: The subscribers of the channel. The hub goes on editing them, which is how a leave between two
+            slices is noticed.
         journal: How a subscriber that raises is logged.
         recipients: Those of them that get it, in this order.
 
@@ -85,7 +85,7 @@ class _Slices:
     def __init__(
         self,
         channel: str,
-        subscribers: Mapping[Subscriber, int],
+        subscribers: Collection[Subscriber],
         journal: Journal,
         recipients: Iterable[Subscriber],
     ) -> None:
@@ -95,6 +95,11 @@ class _Slices:
         self._subscribers = subscribers
         self._recipients = tuple(recipients)
         self._place = 0
+
+    @property
+    def audience(self) -> int:
+        """How many get it, unless they leave before."""
+        return len(self._recipients)
 
     def _next(self, count: int | None) -> tuple[Subscriber, ...]:
         """Return the next `count` recipients, or all that are left with `None`."""
@@ -126,7 +131,7 @@ class Delivery(_Slices):
         self,
         channel: str,
         batch: Batch,
-        subscribers: Mapping[Subscriber, int],
+        subscribers: Collection[Subscriber],
         journal: Journal,
         *,
         recipients: Iterable[Subscriber] | None = None,
@@ -153,7 +158,7 @@ class Delivery(_Slices):
                     else:
                         subscriber.offer(batch.for_token(subscriber.token) if batch.excludes else batch)
                 except Exception as error:  # offer() must not raise; if it does, the others still get the batch
-                    _log_failure(self._journal, self.channel, error)
+                    _log_failure(self._journal, batch[0].channel, error)
             else:
                 left += 1
         self._offered += len(recipients) - left
@@ -226,7 +231,7 @@ class GapDelivery(_Slices):
         self,
         gap: Gap,
         recipients: Iterable[Subscriber],
-        subscribers: Mapping[Subscriber, int],
+        subscribers: Collection[Subscriber],
         journal: Journal,
     ) -> None:
         super().__init__(gap.channel, subscribers, journal, recipients)

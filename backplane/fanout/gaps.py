@@ -22,7 +22,7 @@ from backplane.journal.events import CHANNEL_REFUSED, CHANNEL_UNCONFIRMED, GAP_R
 from backplane.message import All, Gap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Container, Mapping
 
     from backplane.fanout.delivery import Subscriber
     from backplane.journal.journal import Journal
@@ -96,7 +96,7 @@ class GapReporter:
     def __init__(
         self,
         subscribers: Mapping[str, Mapping[Subscriber, int]],
-        confirmed: Collection[str],
+        confirmed: Container[str],
         flush: Callable[[Collection[str]], None],
         start: Callable[[GapDelivery], None],
         journal: Journal,

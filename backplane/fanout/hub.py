@@ -21,6 +21,7 @@ from backplane.fanout.channel_subscribers import ChannelSubscribers
 from backplane.fanout.codec import decode, reason_of_drop
 from backplane.fanout.delivery import Delivery, GapDelivery, LocalDelivery
 from backplane.fanout.gaps import GapReporter
+from backplane.fanout.patterns import Patterns
 from backplane.fanout.traffic import Traffic
 from backplane.header import path_test_id
 from backplane.journal.events import (
@@ -69,6 +70,7 @@ class Hub:
     Args:
         broker_subscriptions: What the broker is asked to deliver to this worker. It follows the first join and the last
             leave of each channel, and reports confirmations and refusals here.
+        prefixes: The prefixes that it is asked for, likewise; `None` where the adapter has no patterns.
         journal: How failures, which can concern many subscribers at once, are logged.
         traffic: Counts what passes, without reserved channels. Defaults to one of its own.
         slice_size: How many subscribers of a channel get a batch before the next channel's turn.
@@ -78,6 +80,7 @@ class Hub:
     Attributes:
         affinity: The event loop that every local object belongs to. The public methods check it first.
         gaps: The open gaps, and how many were reported.
+        patterns: The subscribers of patterns.
         traffic: As above.
         malformed: Payloads dropped because their header is invalid.
         unsupported: Payloads dropped because a newer release wrote them, with an extension that this one must know.
@@ -92,6 +95,7 @@ class Hub:
         broker_subscriptions: BrokerSubscriptions,
         journal: Journal | None = None,
         *,
+        prefixes: BrokerSubscriptions | None = None,
         traffic: Traffic | None = None,
         slice_size: int = _SLICE,
         pass_seconds: float = _PASS_SECONDS,
@@ -126,6 +130,10 @@ class Hub:
             slice_size,
         )
         self._open_gaps = self.gaps.opened
+        self.patterns: Patterns = Patterns(
+            prefixes, self._flush, self._start_delivery, self._journal, self.traffic, slice_size
+        )
+        self._patterned = self.patterns.subscribed
         broker_subscriptions.on_confirmed = self.gaps.report
         broker_subscriptions.on_refused = self.gaps.notify_refused
         broker_subscriptions.on_unconfirmed = self.gaps.end_resumed
@@ -231,7 +239,7 @@ class Hub:
 
     def deliver(self, channel: str, payload: bytes, place: Place | None = None) -> None:
         """Collect one payload received from the broker for the end of this pass of the event loop."""
-        if channel not in self._subscribers:
+        if channel not in self._subscribers and not (self._patterned and self.patterns.match(channel)):
             return
         message = decode(channel, payload, place)
         if message is None:
@@ -268,7 +276,8 @@ class Hub:
         Now, or, where the broker has not confirmed the channel, once it has: more is missed until then. Few are
         notified at once, the others of many in slices, each before the messages that follow the gap.
         """
-        self.gaps.open_and_report(channels, reason)
+        self.patterns.gap(channels, reason, named=self._subscribers)
+        self.gaps.open_and_report(self._without_proof(channels), reason)
 
     def open_gap(
         self,
@@ -279,7 +288,8 @@ class Hub:
         resumed: bool = False,
     ) -> None:
         """Note that messages may be missing from here on. See `GapReporter.open`."""
-        self.gaps.open(channels, reason, cause, resumed=resumed)
+        self.patterns.open_gap(channels, reason, cause, resumed=resumed)
+        self.gaps.open(self._without_proof(channels), reason, cause, resumed=resumed)
 
     def revoke(self, channels: Collection[str], reason: str) -> None:
         """Open a gap on subscriptions that the broker revoked, and subscribe to them again."""
@@ -293,6 +303,7 @@ class Hub:
                 count=self._revocations,
                 reason=reason,
             )
+        self.patterns.gap(channels, reason, named=self._subscribers)
         self.gaps.open(self._without_proof(channels), reason, "revoked")
         self._broker_subscriptions.revoke(channels, reason)
 
@@ -303,6 +314,7 @@ class Hub:
         self._collected.clear()
         self._deliveries.clear()
         self.gaps.clear()
+        self.patterns.close()
 
     def _without_proof(self, channels: Collection[str] | All) -> Collection[str] | All:
         """Return those of `channels` on which nothing can prove that no message is missing: all, without a history."""
@@ -350,7 +362,7 @@ class Hub:
 
     def _trace(self, tracer: MessageTracer, delivery: Delivery, batch: Batch, subscribers: int) -> None:
         """Give a delivery its span, if it has one."""
-        delivery.span = tracer.deliver(delivery.channel, batch, received_ns=batch.received_ns, subscribers=subscribers)
+        delivery.span = tracer.deliver(batch[0].channel, batch, received_ns=batch.received_ns, subscribers=subscribers)
 
     def _start_delivery(self, delivery: Delivery | GapDelivery) -> None:
         self._deliveries.append(delivery)
@@ -368,6 +380,8 @@ class Hub:
     def _flush_channels(self, channels: Collection[str]) -> None:
         """Deliver what was collected of some channels, now: whatever comes next on them must follow it."""
         names = set(channels)
+        if self._patterned:
+            names.update(*[self._related(channel) for channel in channels])
         self._run_now(names)
         while waiting := self._collected.keys() & names:
             for channel in waiting:
@@ -443,21 +457,33 @@ class Hub:
         """
         collected, self._collected = self._collected, {}
         if collected and (self._deliveries or self._resting):
-            for channel in (
-                {delivery.channel for delivery in self._deliveries} | self._resting.keys()
-            ) & collected.keys():
+            busy = {delivery.channel for delivery in self._deliveries} | self._resting.keys()
+            waiting = list(busy & collected.keys())
+            if self._patterned:
+                waiting += self.patterns.held(busy, collected)
+            for channel in set(waiting):
                 self._collected[channel] = collected.pop(channel)
         for channel, batch in collected.items():
             self._collected_count -= len(batch)
             self._collected_bytes -= batch.size_bytes
             subscribers = self._subscribers.get(channel)
-            if subscribers is None:  # the last one has left meanwhile
-                continue
-            counter = subscribers if subscribers.is_counted else None
-            delivery = Delivery(channel, batch, subscribers, self._journal, counter=counter)
+            delivery = self._pattern_delivery(channel, batch, subscribers) if self._patterned else None
+            if delivery is None:
+                if subscribers is None:  # the last one has left meanwhile
+                    continue
+                counter = subscribers if subscribers.is_counted else None
+                delivery = Delivery(channel, batch, subscribers, self._journal, counter=counter)
             if self.tracer is not None:
-                self._trace(self.tracer, delivery, batch, len(subscribers))
+                self._trace(self.tracer, delivery, batch, delivery.audience)
             self._deliveries.append(delivery)
+
+    def _pattern_delivery(self, key: str, batch: Batch, subscribers: ChannelSubscribers | None) -> Delivery | None:
+        """Return the delivery of a batch that subscribers of patterns get; `None` where only those of its name do."""
+        return self.patterns.delivery(key, batch, subscribers)
+
+    def _related(self, channel: str) -> Collection[str]:
+        """Return what else `channel` is delivered under: the notices of the patterns that it matches."""
+        return self.patterns.texts(channel)
 
     def _drop(self, channel: str, payload: bytes) -> None:
         """Take a payload that is no message: report a path test, and count any other."""

@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from backplane.channels import validate_channel, warn_if_pattern
-from backplane.errors import ClosedError, TooManyChannelsError
+from backplane.errors import ClosedError, InvalidChannelError, TooManyChannelsError
 from backplane.fanout.subscriber_options import SubscriberOptions, check_rewind, position_in
+from backplane.patterns import WILDCARD
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -32,6 +33,9 @@ class JoinRules(Protocol):
 
     async def check_authorized(self, client: Any, channel: str, /) -> None:
         """Check that `client` may join `channel`; raises `JoinRefusedError` or `AuthorizeTimeoutError`."""
+
+    async def check_pattern_authorized(self, client: Any, pattern: str, /) -> None:
+        """Check that `client` may join `pattern`; raises `JoinRefusedError` or `AuthorizeTimeoutError`."""
 
     def join_failed(self, channel: str, error: Exception, subscriber: Named, /) -> None:
         """Take note that a join was refused to a client, or could not be made; `subscriber` serves the client."""
@@ -69,6 +73,7 @@ class BaseSubscriber(ABC):
         "_ended",
         "_hub",
         "_options",
+        "_patterns",
         "_rules",
         "client_key",
         "context",
@@ -84,6 +89,7 @@ class BaseSubscriber(ABC):
         self.context: Any = context
         self.client_key: str | None = None
         self._channels: dict[str, None] = {}
+        self._patterns: dict[str, None] | None = None  # few subscribers have any
         self._detached = False  # it has left every channel, and ends or has ended
         self._ended = False
         self.token: bytes = os.urandom(8)
@@ -115,6 +121,11 @@ class BaseSubscriber(ABC):
     def channels(self) -> Collection[str]:
         """The channels it has joined."""
         return self._channels.keys()
+
+    @property
+    def patterns(self) -> Collection[str]:
+        """The patterns it has joined, which are not among `channels`."""
+        return () if self._patterns is None else self._patterns.keys()
 
     @property
     def is_over(self) -> bool:
@@ -184,13 +195,14 @@ class BaseSubscriber(ABC):
 
     async def _enter(self, channel: str, position: str | None, rewind: int, is_permitted: bool) -> None:
         if self._rules is not None:
-            self._rules.check_channels(len(self._channels) + (channel not in self._channels))
+            self._rules.check_channels(self._count() + (channel not in self._channels))
             if not is_permitted:
                 await self._rules.check_authorized(self._client, channel)
                 self._check_attached()  # it can have ended while `authorize` ran
         if channel in self._channels:
             return
-        warn_if_pattern(channel)
+        if self._rules is not None or WILDCARD not in channel:  # `exact` was passed for that
+            warn_if_pattern(channel)
         await self._hub.join(channel, self, since=position, rewind=rewind)
         if self._detached:  # it has ended while the broker confirmed
             self._hub.leave(channel, self)
@@ -198,12 +210,74 @@ class BaseSubscriber(ABC):
         self._channels[channel] = None
         if self._rules is not None:
             try:
-                self._rules.check_channels(len(self._channels))  # others can have joined meanwhile
+                self._rules.check_channels(self._count())  # others can have joined meanwhile
             except TooManyChannelsError:
                 await self.leave(channel)
                 raise
         if self._is_admitted and (presence := self._presence) is not None:
             presence.entered(self, channel)
+
+    async def join_pattern(self, pattern: str) -> None:
+        """Receive what is published to every channel that `pattern` matches; in several ways wanted, once.
+
+        Presence does not count it, and it has no position. Joining twice changes nothing. After a cancellation the
+        pattern is not joined.
+
+        Args:
+            pattern: `*` is any run of characters, also none; every other character is itself.
+
+        Raises:
+            ConfigurationError: The adapter cannot deliver channels by prefix.
+            InvalidChannelError: It is no valid name, or has no `*`.
+            JoinRefusedError: The application does not allow it to a client.
+            TooManyChannelsError: A client has joined as many channels and patterns as are allowed.
+            SubscribeError: The broker refused it.
+            BrokerUnavailableError: The broker did not confirm in time.
+            ClosedError: The subscriber has ended.
+        """
+        self._hub.affinity.check()
+        validate_channel(pattern)
+        if WILDCARD not in pattern:
+            raise InvalidChannelError(f"{pattern!r} has no {WILDCARD}: it is a channel, not a pattern")
+        self._check_attached()
+        try:
+            await self._enter_pattern(pattern)
+        except Exception as error:
+            if self._rules is not None:
+                self._rules.join_failed(pattern, error, self)
+            raise
+
+    async def _enter_pattern(self, pattern: str) -> None:
+        if self._rules is not None:
+            self._rules.check_channels(self._count() + (pattern not in self.patterns))
+            await self._rules.check_pattern_authorized(self._client, pattern)
+            self._check_attached()  # it can have ended while the application was asked
+        if pattern in self.patterns:
+            return
+        await self._hub.patterns.join(pattern, self)
+        if self._detached:  # it has ended while the broker confirmed
+            self._hub.patterns.leave(pattern, self)
+            self._check_attached()
+        if self._patterns is None:
+            self._patterns = {}
+        self._patterns[pattern] = None
+        if self._rules is not None:
+            try:
+                self._rules.check_channels(self._count())  # others can have joined meanwhile
+            except TooManyChannelsError:
+                await self.leave_pattern(pattern)
+                raise
+
+    async def leave_pattern(self, pattern: str) -> None:
+        """Receive nothing more because of `pattern`, except what waits. Leaving it twice changes nothing."""
+        self._hub.affinity.check()
+        if self._patterns is not None and pattern in self._patterns:
+            del self._patterns[pattern]
+            self._hub.patterns.leave(pattern, self)
+
+    def _count(self) -> int:
+        """Return how many channels and patterns it has joined."""
+        return len(self._channels) + len(self.patterns)
 
     async def leave(self, channel: str) -> None:
         """Receive nothing more of `channel`, except what is in the outbox. Leaving a channel twice changes nothing."""
@@ -262,6 +336,9 @@ class BaseSubscriber(ABC):
     def _detach(self) -> None:
         """Leave every channel, and refuse joins from now on."""
         self._detached = True
+        for pattern in self.patterns:
+            self._hub.patterns.leave(pattern, self)
+        self._patterns = None
         presence = self._presence
         for channel in self._channels:
             self._hub.leave(channel, self)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from backplane.errors import ConfigurationError, InvalidPositionError
 from backplane.message import Position
+from backplane.patterns import WILDCARD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -144,6 +145,24 @@ def positions_by_channel(since: Since, channels: Iterable[str], rules: HistoryRu
     if len(parts) != len(kept):
         return dict.fromkeys(kept, UNKNOWN)
     return {channel: part or UNKNOWN for channel, part in zip(kept, parts, strict=True)}
+
+
+def is_pattern(channel: str, *, exact: bool) -> bool:
+    """Whether the application means a pattern by `channel`. What is no text is refused when it is joined."""
+    return not exact and _is_text(channel) and WILDCARD in channel
+
+
+def check_without_position(pattern: str, since: Since, rewind: int) -> None:
+    """Check that a pattern is joined without a position.
+
+    Raises:
+        ConfigurationError: `since` or `rewind` concerns it.
+    """
+    if rewind or position_in(since, pattern) is not None:
+        raise ConfigurationError(
+            f"{pattern!r} is a pattern, which has no position: since and rewind are for channels with a history. "
+            "Subscribe to those by their names, or pass exact=True if this is a name"
+        )
 
 
 def position_in(since: Since, channel: str) -> str | None:

@@ -12,6 +12,7 @@ from backplane.fanout.backlog import TOO_SLOW
 from backplane.fanout.outbox import GAP_BYTES
 from backplane.fanout.single_receiver import SingleReceiver
 from backplane.fanout.subscriber import BaseSubscriber, JoinRules
+from backplane.fanout.subscriber_options import check_without_position, is_pattern
 from backplane.journal.events import CLIENT_ACCEPTED, CLIENT_ENDED, CLIENT_SLOW, MESSAGE_INVALID
 from backplane.journal.journal import Journal
 from backplane.message import Message
@@ -93,31 +94,46 @@ class Subscription(BaseSubscriber):
         """
         return self._positions.get(channel)
 
-    async def join(self, channel: str, *, since: Since = None, rewind: int = 0) -> None:
+    async def join(self, channel: str, *, since: Since = None, rewind: int = 0, exact: bool = False) -> None:
         """Receive what is published to `channel`; once this returns, no later publish is missed without a gap.
 
-        Joining a channel twice changes nothing. After a cancellation the channel is not joined.
+        A channel with a `*` is a pattern: every channel that matches is received. A message that is wanted in several
+        ways is received once. Joining twice changes nothing. After a cancellation the channel is not joined.
 
         Args:
-            channel: What to receive.
+            channel: What to receive. In a pattern `*` is any run of characters, also none.
             since: The position up to which it was received before, as text: what was published after it is returned
                 first, in order and once, or a `Gap`. Any other text counts as a position that is not found. Or a
                 mapping of such positions by channel. `None` or "" the first time.
             rewind: How many of the newest messages are returned first where `since` is not given, and after a gap where
                 it cannot be served. Defaults to 0.
+            exact: A `*` is a plain character of a name. To be set for names that a client can choose: with a pattern it
+                would receive what is not for it. Defaults to `False`.
 
         Raises:
-            ConfigurationError: `since` or `rewind` is of another type, or no channel has a history to rewind.
+            ConfigurationError: `since` or `rewind` is of another type, or no channel has a history to rewind; or it is
+                a pattern, and one of them is given, or the adapter of the broker has no patterns.
             InvalidChannelError: The name is not valid.
             SubscribeError: The broker refused the channel.
             BrokerUnavailableError: The broker did not confirm in time.
             ClosedError: The subscription has ended.
         """
-        await super().join(channel, since=since, rewind=rewind)
+        if is_pattern(channel, exact=exact):
+            check_without_position(channel, since, rewind)
+            await self.join_pattern(channel)
+        else:
+            await super().join(channel, since=since, rewind=rewind)
         self._has_joined = True
 
-    async def leave(self, channel: str) -> None:
-        """Receive nothing more of `channel`, except what waits. Leaving a channel twice changes nothing."""
+    async def leave(self, channel: str, *, exact: bool = False) -> None:
+        """Receive nothing more of `channel`, except what waits. Leaving a channel twice changes nothing.
+
+        Args:
+            channel: A channel, or a pattern.
+            exact: As for `join`. Defaults to `False`.
+        """
+        if is_pattern(channel, exact=exact):
+            return await self.leave_pattern(channel)
         await super().leave(channel)
         self._positions.pop(channel, None)
         self._outbox.disallow(channel)

@@ -34,7 +34,7 @@ class Histories:
     Args:
         broadcaster: The adapter.
         rules: Which channels are kept.
-        broker_subscriptions: As for `Hub`.
+        broker_subscriptions, prefixes: As for `Hub`.
         settings: The bounds.
         statistics: Where the hub counts.
         journal, traffic: As for `Hub`.
@@ -56,6 +56,7 @@ class Histories:
         settings: Settings,
         statistics: Counters,
         journal: Journal,
+        prefixes: BrokerSubscriptions | None = None,
         traffic: Traffic | None = None,
     ) -> None:
         capabilities = broadcaster.capabilities
@@ -76,6 +77,7 @@ class Histories:
             settings=settings,
             statistics=statistics,
             journal=journal,
+            prefixes=prefixes,
             traffic=traffic,
         )
         self.link_tasks: Sequence[Callable[[], Coroutine[Any, Any, None]]] = [self.hub.repairer.run]

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from backplane.broadcaster import Recalled, SupportsHistory
     from backplane.fanout.broker_subscriptions import BrokerSubscriptions
-    from backplane.fanout.delivery import Subscriber
+    from backplane.fanout.channel_subscribers import ChannelSubscribers
+    from backplane.fanout.delivery import Delivery, Subscriber
     from backplane.fanout.gaps import GapCause
     from backplane.fanout.traffic import Traffic
     from backplane.history.repair import Read
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
 __all__ = ["HistoryHub"]
 
 logger: Final = logging.getLogger("backplane.history.hub")
+
+# What only subscribers of patterns get of a kept channel is collected by another key, which is no channel: UTF-8 has no
+# lone surrogates.
+_APART: Final = "\udc00"
 
 _AHEAD: Final = "a subscriber came back with a position that was not received yet"
 
@@ -57,7 +62,7 @@ class HistoryHub(Hub):
             its channels are in doubt only where a join needs their history.
         settings: The bounds.
         statistics: Where it counts.
-        journal, traffic: As for `Hub`.
+        journal, prefixes, traffic: As for `Hub`.
 
     Attributes:
         repairer: Reads from the broker. The supervisor runs it while the link is live.
@@ -73,9 +78,10 @@ class HistoryHub(Hub):
         settings: Settings,
         statistics: Counters | None = None,
         journal: Journal | None = None,
+        prefixes: BrokerSubscriptions | None = None,
         traffic: Traffic | None = None,
     ) -> None:
-        super().__init__(broker_subscriptions, journal, traffic=traffic)
+        super().__init__(broker_subscriptions, journal, prefixes=prefixes, traffic=traffic)
         self._rules = rules
         self._follows = follows
         self._settings = settings
@@ -133,6 +139,7 @@ class HistoryHub(Hub):
         start, placeholder = Start.of(since, rewind), Placeholder()
         if channel not in self._kept:
             self._kept[channel] = self._new(channel, rule)
+            self._rekey(channel, _APART + channel)
         kept = self._kept[channel]
         kept.wants_ring |= needs_ring(kept, start)
         try:
@@ -145,17 +152,22 @@ class HistoryHub(Hub):
 
     def leave(self, channel: str, subscriber: Subscriber) -> None:
         """Remove `subscriber`; with the last one the channel's track and ring go."""
+        if self._patterned:
+            self._note_doubt(channel, subscriber)
         super().leave(channel, subscriber)
         if channel not in self._subscribers and (kept := self._kept.pop(channel, None)) is not None:
             self.repairer.discard(kept)
             kept.ring.clear(None)
+            self._rekey(_APART + channel, channel)
 
     def deliver(self, channel: str, payload: bytes, place: Place | None = None) -> None:
         """Collect one payload, if it follows what was delivered; hold it back, or drop it, otherwise."""
         kept = self._kept.get(channel)
         if kept is None:
-            super().deliver(channel, payload, place)
-        elif place is None:
+            return super().deliver(channel, payload, place)
+        if self._patterned:
+            self._collect_apart(channel, payload, place)
+        if place is None:
             if path_test_id(payload) is None:
                 self._count_unkept(kept)
             super().deliver(channel, payload)
@@ -181,7 +193,7 @@ class HistoryHub(Hub):
         for kept in self._proving(channels):
             kept.lose(reason)
             self._request(kept)
-        super().gap(self._without_proof(channels), reason)
+        super().gap(channels, reason)
 
     def open_gap(
         self,
@@ -197,7 +209,7 @@ class HistoryHub(Hub):
             kept.end_repair()
         for kept in self._proving(channels):
             kept.lose(reason)
-        super().open_gap(self._without_proof(channels), reason, cause, resumed=resumed)
+        super().open_gap(channels, reason, cause, resumed=resumed)
 
     def revoke(self, channels: Collection[str], reason: str) -> None:
         """Put kept channels in doubt until they are subscribed again, and open a gap on every other one."""
@@ -216,6 +228,35 @@ class HistoryHub(Hub):
     def _start_deliveries(self) -> None:
         self._budget.settle()
         super()._start_deliveries()
+
+    def _pattern_delivery(self, key: str, batch: Batch, subscribers: ChannelSubscribers | None) -> Delivery | None:
+        if key.startswith(_APART):
+            return self.patterns.delivery_apart(key, batch, self._subscribers.get(batch[0].channel, ()))
+        return None if key in self._kept else super()._pattern_delivery(key, batch, subscribers)
+
+    def _collect_apart(self, channel: str, payload: bytes, place: Place | None) -> None:
+        """Collect a payload for patterns: they have no position, so no track, and get what arrives as it arrives."""
+        if self.patterns.match(channel) is not None and (message := decode(channel, payload, place)) is not None:
+            self._collect(_APART + channel, message)
+
+    def _related(self, channel: str) -> Collection[str]:
+        return [_APART + channel, *super()._related(channel)]
+
+    def _rekey(self, key: str, other: str) -> None:
+        """Let what was collected for patterns follow a channel that becomes kept, or is no longer kept."""
+        if (replaced := self._collected.pop(other, None)) is not None:  # for subscribers of the name, who have left
+            self._collected_count -= len(replaced)
+            self._collected_bytes -= replaced.size_bytes
+        if (batch := self._collected.pop(key, None)) is not None:
+            self._collected[other] = batch
+
+    def _note_doubt(self, channel: str, subscriber: Subscriber) -> None:
+        """Notify a subscriber that leaves the name and keeps a pattern: what is held back it gets in neither way."""
+        kept = self._kept.get(channel)
+        if kept is None or kept.track.doubt is None or subscriber not in self._subscribers.get(channel, ()):
+            return
+        if self.patterns.has(channel, subscriber):
+            subscriber.gap(Gap(channel=channel, reason=kept.track.doubt))
 
     def _new(self, channel: str, rule: History) -> KeptChannel:
         settings = self._settings

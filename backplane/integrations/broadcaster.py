@@ -120,7 +120,7 @@ class Broadcast:
         Raises:
             BrokerError: The broker refused the channel, or did not confirm in time.
         """
-        async with self.backplane.subscribe(channel, backlog=self._backlog) as subscription:
+        async with self.backplane.subscribe(channel, backlog=self._backlog, exact=True) as subscription:
             yield Subscriber(subscription, self._on_gap)
 
 

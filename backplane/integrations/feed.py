@@ -82,7 +82,7 @@ class Feed:
             ClosedError: The feed has ended.
         """
         try:
-            await self._opened().join(channel)
+            await self._opened().join(channel, exact=True)
         except (BrokerError, asyncio.CancelledError) as error:
             if insist and channel not in self._retries:
                 words = "not subscribed to channel %(channel)r yet, and trying again: %(reason)s"
@@ -98,7 +98,7 @@ class Feed:
         if (retry := self._retries.pop(channel, None)) is not None:
             retry.cancel()
         if self._subscription is not None and not self._subscription.is_over:
-            await self._subscription.leave(channel)
+            await self._subscription.leave(channel, exact=True)
 
     def __aiter__(self) -> AsyncIterator[Message | Gap]:
         return self
@@ -132,7 +132,7 @@ class Feed:
         while channel not in subscription.channels:
             await asyncio.sleep(pauses.next())
             try:
-                await subscription.join(channel)
+                await subscription.join(channel, exact=True)
             except BrokerError:
                 continue
             except ClosedError:

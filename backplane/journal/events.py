@@ -132,7 +132,7 @@ CHANNEL_REVOKED: Final = _event(
     "broker",
 )
 CHANNEL_PATTERN: Final = _event(
-    "channel.pattern", _WARNING, "channel", "A channel name looks like a pattern, and is none."
+    "channel.pattern", _WARNING, "channel", "A channel name looks like a pattern, and is joined as a plain name."
 )
 GAP_REPORTED: Final = _event(
     "gap.reported",

@@ -145,6 +145,7 @@ class Runtime:
         limits: Limits | None = None,
         on_gap: OnGap = "close",
         authorize: Authorize | None = None,
+        authorize_pattern: Authorize | None = None,
         on_slow: OnSlow | None = None,
         tracer: MessageTracer | None = None,
         grouping: Grouping | None = None,
@@ -156,6 +157,11 @@ class Runtime:
         self.broker_subscriptions: BrokerSubscriptions = BrokerSubscriptions(
             linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds
         )
+        self.prefixes: BrokerSubscriptions | None = None
+        if broadcaster.capabilities.patterns:
+            self.prefixes = BrokerSubscriptions(
+                linger_seconds=settings.linger_seconds, timeout_seconds=settings.subscribe_timeout_seconds
+            )
         if not settings.log_names:
             hide_names(b"" if cluster is None or cluster.secret is None else cluster.secret)
         self.journal: Journal = Journal(worker=self.origin.hex())
@@ -173,12 +179,16 @@ class Runtime:
                 settings=settings,
                 statistics=self.statistics,
                 journal=self.journal,
+                prefixes=self.prefixes,
                 traffic=self.traffic,
             )
         histories = self.histories
         self.hub: Hub = (
-            Hub(self.broker_subscriptions, self.journal, traffic=self.traffic) if histories is None else histories.hub
+            Hub(self.broker_subscriptions, self.journal, prefixes=self.prefixes, traffic=self.traffic)
+            if histories is None
+            else histories.hub
         )
+        self.hub.patterns.broker = str(broadcaster.url)
         self.hub.tracer = tracer
         self.tracer: MessageTracer | None = tracer
         self.path_tests: PathTests = PathTests()
@@ -192,6 +202,7 @@ class Runtime:
             broadcaster,
             self.hub,
             self.broker_subscriptions,
+            prefixes=self.prefixes,
             origin=self.origin,
             settings=settings,
             on_state=self._state_changed,
@@ -211,6 +222,7 @@ class Runtime:
             limits=limits or Limits(),
             handler_grace_seconds=settings.handler_grace_seconds,
             authorize=authorize,
+            authorize_pattern=authorize_pattern,
             authorize_timeout_seconds=settings.authorize_timeout_seconds,
             on_slow=on_slow,
             reload_delay=self.reload_delay,

@@ -33,6 +33,7 @@ TESTED = {
     "gaps": {"gap", "cache"},
     "history": {"rules", "stream", "consumer", "page", "latest", "once"},
     "outages": {"unavailable", "health"},
+    "patterns": {"consume", "exact", "clients"},
     "presence": {"rules", "watch", "workers"},
     "slow-clients-and-outbox": {"latest"},
 }
@@ -104,6 +105,54 @@ async def until_subscribed(backplane: Backplane, channel: str) -> None:
             await asyncio.sleep(0)
         async with backplane.subscribe(channel):
             pass
+
+
+# --- patterns ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_consume(capsys: pytest.CaptureFixture[str], sinks: list[Sink]) -> None:
+    """The consumer prints what matches, with its channel, and the gap of the pattern."""
+    archive: Callable[[Backplane], Coroutine[Any, Any, None]] = page("patterns").run("consume")["archive"]
+    async with Backplane("memory://") as backplane:
+        archiving = asyncio.create_task(archive(backplane))
+        await until_subscribed(backplane, "news")  # which is joined last
+        await backplane.publish("prices.eur", 1)
+        sinks[0].gap(ALL, "overrun")
+        await backplane.publish("prices.usd", 2)
+    await asyncio.wait_for(archiving, WAIT_SECONDS)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "news" not in line] == [
+        "prices.eur 1",
+        "something may be missing on prices.*",
+        "prices.usd 2",
+    ]
+
+
+@pytest.mark.anyio
+async def test_exact(capsys: pytest.CaptureFixture[str]) -> None:
+    """A room with the name `*` is one room."""
+    follow: Callable[[Backplane, str], Coroutine[Any, Any, None]] = page("patterns").run("exact")["follow"]
+    async with Backplane("memory://") as backplane:
+        following = asyncio.create_task(follow(backplane, "*"))
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not (await backplane.health()).channels:
+                await asyncio.sleep(0)
+        async with backplane.subscribe("room:*", exact=True):
+            await backplane.publish("room:secret", "")
+            await backplane.publish("room:*", "")
+    await asyncio.wait_for(following, WAIT_SECONDS)
+    assert capsys.readouterr().out.splitlines() == ["room:*"]
+
+
+def test_clients() -> None:
+    """A client that the application permits it receives what matches, with its channel."""
+    names = page("patterns").run("clients")
+    with TestClient(names["app"]) as client, client.websocket_connect("/prices") as one:
+        assert one.receive_json() == {"watching": ["prices.*"]}
+        names["backplane"].sync.publish("prices.eur", 17)
+        received = one.receive_json()
+        assert (received["channel"], received["text"]) == ("prices.eur", "17")
 
 
 # --- connections ---------------------------------------------------------------------------------------------------

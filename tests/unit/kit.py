@@ -207,6 +207,7 @@ class SupervisedWorld(World):
             self.adapter,
             hub,
             broker_subscriptions,
+            prefixes=None,
             origin=ORIGIN,
             settings=settings,
             on_state=on_state,

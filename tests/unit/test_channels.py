@@ -109,7 +109,7 @@ def test_pattern_is_warned_about_once(channel: str, caplog: pytest.LogCaptureFix
     assert [(record.levelno, repr(channel) in record.getMessage()) for record in caplog.records] == [
         (logging.WARNING, True)
     ]
-    assert "there are no patterns" in caplog.text
+    assert "joined as a plain name" in caplog.text
 
 
 @pytest.mark.usefixtures("nothing_warned_about")

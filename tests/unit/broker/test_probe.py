@@ -408,7 +408,7 @@ async def test_error_of_a_probe_on_a_lost_session_is_raised(error: Exception) ->
     """An error of a probe whose session is over is raised, whether it is retriable or not."""
     adapter = Adapter(brokered=True)
     async with supervised(adapter) as made:
-        probe = DeliveryProbe(adapter, origin=ORIGIN, wanted=(), interval_seconds=0.02)
+        probe = DeliveryProbe(adapter, origin=ORIGIN, wanted=[], interval_seconds=0.02)
         session = LinkSession(made.hub, PROBE_CHANNEL)
         adapter.publish_gate.close()
         watching = asyncio.create_task(probe.watch(session))
@@ -437,7 +437,7 @@ async def test_verify_gives_up_where_probes_end_links() -> None:
     """After three links that ended during a probe, a new link is not verified by one."""
     adapter = Adapter(brokered=True)
     async with supervised(adapter) as made:
-        probe = DeliveryProbe(adapter, origin=ORIGIN, wanted=(), interval_seconds=0.02)
+        probe = DeliveryProbe(adapter, origin=ORIGIN, wanted=[], interval_seconds=0.02)
         adapter.publish_gate.close()
         for links in (1, 2, 3):
             session = LinkSession(made.hub, PROBE_CHANNEL)

@@ -115,6 +115,8 @@ USES: dict[type, dict[str, Callable[[World], Any]]] = {
     Connection: {
         "join": lambda world: world.connection.join("a"),
         "leave": lambda world: world.connection.leave("a"),
+        "join_pattern": lambda world: world.connection.join_pattern("a*"),
+        "leave_pattern": lambda world: world.connection.leave_pattern("a*"),
         "send": lambda world: world.connection.send("x"),
         "close": lambda world: world.connection.close(),
         "receive": lambda world: world.connection.receive(),
@@ -128,6 +130,8 @@ USES: dict[type, dict[str, Callable[[World], Any]]] = {
     Subscription: {
         "join": lambda world: world.subscription.join("b"),
         "leave": lambda world: world.subscription.leave("a"),
+        "join_pattern": lambda world: world.subscription.join_pattern("a*"),
+        "leave_pattern": lambda world: world.subscription.leave_pattern("a*"),
         "__anext__": lambda world: anext(world.subscription),
     },
     TypedChannel: {
@@ -140,6 +144,7 @@ USES: dict[type, dict[str, Callable[[World], Any]]] = {
 SAFE: dict[type, set[str]] = {
     Backplane: {
         "authorize",
+        "authorize_pattern",
         "channel",
         "has_presence",
         "keeps",
@@ -154,8 +159,20 @@ SAFE: dict[type, set[str]] = {
         "sync",
         "url",
     },
-    Connection: {"channels", "context", "id", "is_over", "kind", "resumed", "state", "user"},
-    Subscription: {"channels", "context", "dropped", "id", "is_over", "kind", "position", "resumed", "token", "user"},
+    Connection: {"channels", "context", "id", "is_over", "kind", "patterns", "resumed", "state", "user"},
+    Subscription: {
+        "channels",
+        "context",
+        "dropped",
+        "id",
+        "is_over",
+        "kind",
+        "patterns",
+        "position",
+        "resumed",
+        "token",
+        "user",
+    },
     TypedChannel: {"encode", "name"},
 }
 INTERNAL: dict[type, set[str]] = {

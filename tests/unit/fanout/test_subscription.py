@@ -432,16 +432,18 @@ async def test_not_started() -> None:
             pytest.fail("the block was entered")
 
 
-@pytest.mark.parametrize("channel", ["prices.*", "quotes.>"])
-async def test_pattern(channel: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name like a pattern is joined with a warning, and receives what is published to exactly that name."""
+@pytest.mark.parametrize(("channel", "exact", "warnings"), [("prices.*", True, 0), ("quotes.>", False, 1)])
+async def test_plain_name(
+    channel: str, exact: bool, warnings: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name like a pattern of a broker receives what is published to exactly that name, and is warned about."""
     monkeypatch.setattr("backplane.channels._warned_about", set[str]())
-    async with Backplane("memory://") as backplane, backplane.subscribe(channel) as messages:
+    async with Backplane("memory://") as backplane, backplane.subscribe(channel, exact=exact) as messages:
         await backplane.publish("prices.dax", "1")
         await backplane.publish("quotes.dax", "2")
         await backplane.publish(channel, "3")
         assert await take(messages, 1) == ["3"]
-    assert len([text for text in caplog.messages if "there are no patterns" in text]) == 1
+    assert len([text for text in caplog.messages if "looks like a pattern" in text]) == warnings
 
 
 @pytest.mark.parametrize(
