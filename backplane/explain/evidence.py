@@ -59,6 +59,7 @@ class ClientEvidence:
         received_seconds_ago: When it last sent anything, its answers to pings included; `None` where not known.
         last_messages: Of how many of the last messages of the channel it is known whom they exclude.
         excluded: How many of these were published with `exclude=` this client.
+        withheld: For how many messages, on any channel, its `envelope` returned `None`, so that they were not sent.
     """
 
     id: str
@@ -77,6 +78,7 @@ class ClientEvidence:
     received_seconds_ago: float | None = None
     last_messages: int = 0
     excluded: int = 0
+    withheld: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

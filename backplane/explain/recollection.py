@@ -14,13 +14,15 @@ if TYPE_CHECKING:
 
     from backplane.journal.fields import Value
     from backplane.journal.journal import Journal
-    from backplane.journal.ring import Kept
+    from backplane.journal.ring import Entry, Kept
 
 __all__ = ["ended_clients", "recent_events", "refused_joins"]
 
 _MOST_ENDED: Final = 3
 _MOST_REFUSED: Final = 10
 _MOST_EVENTS: Final = 3
+_OF_CHANNELS: Final[tuple[Kept, ...]] = ("gaps", "refusals", "faults", "broker")
+_OF_BROKER: Final[tuple[Kept, ...]] = ("broker",)
 # By `what` of the event `client.refused`.
 _REFUSED_BY: Final = {"join": "authorize", "channel": "limit", "broker": "broker"}
 
@@ -57,16 +59,24 @@ def refused_joins(
 def recent_events(journal: Journal, channel: str, clients: Collection[str]) -> tuple[tuple[float, str], ...]:
     """Return what was logged lately of a channel, or of clients by their ids: faults, refused publishes, slow clients.
 
-    Each is how many seconds ago it was, and its sentence; the last one first.
+    After that what the adapter has logged of the broker as a whole. Each is how many seconds ago it was, and its
+    sentence; the last one first.
     """
+
+    def is_meant(entry: Entry) -> bool:
+        fields = entry["fields"]
+        is_named = fields.get("channel") == channel or fields.get("connection") in clients
+        return is_named and entry["event"] != CLIENT_REFUSED.name  # of joins: see `refused_joins`
+
+    def is_of_broker(entry: Entry) -> bool:
+        return not {"channel", "channels", "connection"} & entry["fields"].keys()
+
     now = time.time()
-    found = (
-        (max(0.0, round(now - entry["at"], 1)), entry["text"])
-        for entry in reversed(journal.recent("gaps", "refusals", "faults"))
-        if (fields := entry["fields"]).get("channel") == channel or fields.get("connection") in clients
-        if entry["event"] != CLIENT_REFUSED.name  # of joins: see `refused_joins`
-    )
-    return tuple(islice(found, _MOST_EVENTS))
+    found: list[tuple[float, str]] = []
+    for kinds, is_wanted in ((_OF_CHANNELS, is_meant), (_OF_BROKER, is_of_broker)):
+        entries = filter(is_wanted, reversed(journal.recent(*kinds)))
+        found += ((max(0.0, round(now - each["at"], 1)), each["text"]) for each in islice(entries, _MOST_EVENTS))
+    return tuple(found)
 
 
 def _entries(

@@ -61,8 +61,8 @@ def _whole(case: Case) -> Finding:
         text = f"channel {case.channel} has subscribers on {count(len(case.homes), 'worker')}{tested}"
     else:
         text = f"{case.client} has joined {case.channel}, nothing waits for it{tested}"
-    cure = (
-        "look at the proxy and at the client itself: what is published is handed to the socket, unless an envelope= of "
-        "the application returns None for it"
+    withheld = any(client.withheld for _, client in case.found if client.joined)
+    cure = "look at the proxy and at the client itself: what is published is handed to the socket" + (
+        ", except what envelope= of the application returns None for" if withheld else ""
     )
     return Finding(code="whole", station="client", text=text, cure=cure, is_fault=False)

@@ -155,6 +155,11 @@ class BaseSubscriber(ABC):
         """
         return self._options is not None and self._options.resumed is True
 
+    @property
+    def withheld(self) -> int:
+        """How many messages it was not sent because its `envelope` returned `None` for them."""
+        return 0 if self._options is None else self._options.withheld
+
     async def join(self, channel: str, *, since: Since = None, rewind: int = 0) -> None:
         """Receive what is published to `channel`; once this returns, no later publish is missed without a gap.
 

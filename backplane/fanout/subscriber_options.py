@@ -77,9 +77,10 @@ class SubscriberOptions:
         held: The channels whose messages it is not sent at present, each with a list of those that are kept, or `None`
             to drop them.
         resumed: Whether each join that passed a position was resumed; `None` where none did.
+        withheld: For how many messages `envelope` returned `None`.
     """
 
-    __slots__ = ("envelope", "held", "presence", "previous", "resumed", "rewind", "since")
+    __slots__ = ("envelope", "held", "presence", "previous", "resumed", "rewind", "since", "withheld")
 
     def __init__(
         self,
@@ -97,6 +98,7 @@ class SubscriberOptions:
         self.presence: ChannelPresence | None = presence
         self.held: Mapping[str, list[Batch] | None] | None = None
         self.resumed: bool | None = None
+        self.withheld: int = 0
 
     def apply(self, batch: Batch) -> Batch:
         """Return what this subscriber gets for `batch`."""
@@ -104,7 +106,11 @@ class SubscriberOptions:
             batch = batch.for_token(self.previous)
         if self.held:
             batch = self._without_held(batch)
-        return batch if self.envelope is None else batch.enveloped(self.envelope)
+        if self.envelope is None:
+            return batch
+        enveloped = batch.enveloped(self.envelope)
+        self.withheld += len(batch) - len(enveloped)
+        return enveloped
 
     def _without_held(self, batch: Batch) -> Batch:
         """Return nothing where the channel of a batch is held."""

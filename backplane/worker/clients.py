@@ -72,6 +72,11 @@ class LocalClient(ControlledClient, Protocol):
         """`connection` or `event stream`."""
         ...
 
+    @property
+    def withheld(self) -> int:
+        """How many messages it was not sent because its `envelope` returned `None` for them."""
+        ...
+
     def retire(self, code: int, reason: str, /) -> None:
         """Begin to close, after what already waits for the client."""
 

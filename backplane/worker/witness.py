@@ -149,6 +149,7 @@ def _client(
         **describe_client(client, _now()),
         last_messages=len(last),
         excluded=last.count(client.id),
+        withheld=client.withheld,
         joined=joined,
         channels=len(client.channels),
         near=() if joined or not with_near else near_names(channel, client.channels),

@@ -57,7 +57,11 @@ WAIT_SECONDS = 60
 # Within ten seconds where the machine has nothing else to do, and several tests are no such machine.
 NAMED_SECONDS = 30
 SETTINGS = Settings(
-    worker_heartbeat_seconds=0.2, worker_down_seconds=60, probe_interval_seconds=60, publish_timeout_seconds=20
+    worker_heartbeat_seconds=0.2,
+    worker_down_seconds=60,
+    probe_interval_seconds=60,
+    publish_timeout_seconds=20,
+    subscribe_timeout_seconds=60,
 )
 CHANNEL = "orders:42"
 

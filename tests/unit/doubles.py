@@ -414,7 +414,10 @@ class FakeClient:
         is_over: Whether it has ended; set by the test.
         outbox: What waits for it.
         kind: What it is.
+        withheld: For how many messages its envelope returned `None`.
     """
+
+    withheld = 0
 
     def __init__(self, id: str = "00", user: str | None = None, *channels: str) -> None:  # noqa: A002
         self.id = id

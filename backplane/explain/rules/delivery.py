@@ -61,10 +61,20 @@ def waiting(case: Case) -> Iterator[Finding]:
                 worker=worker.worker,
                 is_fault=False,
             )
+        if client.withheld:
+            yield Finding(
+                code="withheld",
+                station="client",
+                text=f"envelope= of the application returned None for {count(client.withheld, 'message')}, on any "
+                f"channel, which {client.kind} {client.id} was not sent",
+                cure="look at that function: what it returns None for is not sent",
+                worker=worker.worker,
+                is_fault=False,
+            )
 
 
 def logged(case: Case) -> Iterator[Finding]:
-    """A worker has logged something of the channel or the client."""
+    """A worker has logged something of the channel or the client, or its adapter of the broker."""
     for worker in case.workers:
         for seconds_ago, sentence in worker.events:
             yield Finding(

@@ -18,7 +18,14 @@ from backplane.errors import (
     TooManyChannelsError,
 )
 from backplane.explain.recollection import ended_clients, recent_events, refused_joins
-from backplane.journal.events import CLIENT_ENDED, DELIVERY_FAILED, PUBLISH_REFUSED
+from backplane.journal.events import (
+    BROKER_MISFIT,
+    CHANNEL_REVOKED,
+    CLIENT_ENDED,
+    DELIVERY_FAILED,
+    HISTORY_MISFIT,
+    PUBLISH_REFUSED,
+)
 from backplane.journal.journal import Journal
 from tests.unit.doubles import FakeClient
 
@@ -98,3 +105,15 @@ async def test_events() -> None:
     assert [text for _, text in recent_events(journal, "a", ())] == [f"failed on 'a': {number}" for number in (2, 1, 0)]
     journal.log(logger, DELIVERY_FAILED, "%(connection)s failed", connection="c1")
     assert recent_events(journal, "c", {"c1"}) == ((0.0, "c1 failed"),)
+
+
+async def test_events_of_the_broker() -> None:
+    """After those of the channel come the last ones of the broker as a whole; not those of other channels."""
+    journal = Journal()
+    journal.log(logger, HISTORY_MISFIT, "no history of %(channel)r", channel="a")
+    journal.log(logger, CHANNEL_REVOKED, "%(channels)s revoked", channels="a, b")
+    for number in range(4):
+        journal.log(logger, BROKER_MISFIT, "queue is %(reason)s full", reason=number)
+    full = [f"queue is {number} full" for number in (3, 2, 1)]
+    assert [text for _, text in recent_events(journal, "a", ())] == ["no history of 'a'", *full]
+    assert [text for _, text in recent_events(journal, "b", ())] == full

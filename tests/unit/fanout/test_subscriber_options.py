@@ -179,3 +179,18 @@ def test_resumed() -> None:
     options.note(lost)
     options.note(resumed)
     assert options.resumed is False
+
+
+def test_messages_for_which_the_envelope_returns_none() -> None:
+    """They are left out, and counted for each subscriber, also where the result is shared."""
+    batch = Batch(*(Message(channel="a", data=str(number)) for number in range(3)))
+
+    def odd(item: object) -> str | None:
+        assert isinstance(item, Message)
+        return None if int(item.data) % 2 == 0 else "odd"
+
+    for _ in range(2):
+        options = SubscriberOptions(envelope=odd)
+        assert [message.data for message in options.apply(batch)] == ["odd"]
+        assert options.withheld == 2
+    assert SubscriberOptions().apply(batch) is batch
