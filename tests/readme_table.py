@@ -67,7 +67,7 @@ def _row(schemes: Sequence[str]) -> tuple[str, ...]:
     gap = "is rebuilt; a `Gap`" if capabilities.keeps == "nothing" else "is rebuilt; a `Gap`, except with a history"
     recovers = "continues where it was" if capabilities.resumes else gap
     if capabilities.parts:
-        recovers = "one node that fails: a `Gap` for its channels alone"
+        recovers = "one node that fails: a `Gap` for its channels alone, except with a history"
     extra = _built_in()[schemes[0]][1]
     return (
         ", ".join(f"`{_NAMED.get(scheme, f'{scheme}://')}`" for scheme in schemes),

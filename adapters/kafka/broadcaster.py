@@ -24,12 +24,13 @@ from backplane.adapters.kafka.reader import FetchPolicy, KafkaReader, NotReadabl
 from backplane.adapters.kafka.ring import HistoryRings, LogIdentity, Query
 from backplane.adapters.kafka.target import KnownBrokers, Target
 from backplane.adapters.shared.credentials import CREDENTIALS_PATTERN
+from backplane.adapters.shared.link_tasks import LinkTasks
 from backplane.adapters.shared.tls import client_context
 from backplane.broadcaster import Broadcaster, Capabilities, Options
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerError, ConfigurationError, PublishError, SubscribeError
 from backplane.header import path_test_id
-from backplane.journal.events import ADAPTER_FAULT, BROKER_MISFIT
+from backplane.journal.events import BROKER_MISFIT
 from backplane.journal.writing import write
 from backplane.message import Position, Receipt
 
@@ -142,7 +143,7 @@ class KafkaBroadcaster(Broadcaster):
         self._reader: KafkaReader | None = None
         self._history: KafkaHistory | None = None
         self._reader_opening = asyncio.Lock()  # replaced with each link: a lock belongs to one event loop
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = LinkTasks(url, "kafka", self._lost)
         self._loss_reported = False
 
     @property
@@ -162,8 +163,8 @@ class KafkaBroadcaster(Broadcaster):
         """Find the topic and connect to its leaders; the first subscription starts reading, from the end."""
         options = self.options
         self._warned_of_compaction = False
-        self._producer = KafkaProducer(options.max_payload_bytes, options.max_pending_bytes, self._spawn)
-        self._reader = KafkaReader(_FETCH_POLICIES[options.latency], self._spawn)
+        self._producer = KafkaProducer(options.max_payload_bytes, options.max_pending_bytes, self._tasks.spawn)
+        self._reader = KafkaReader(_FETCH_POLICIES[options.latency], self._tasks.spawn)
         await self._open(sink)
 
     async def suspend(self) -> None:
@@ -173,9 +174,7 @@ class KafkaBroadcaster(Broadcaster):
         for part in (self._reader, self._producer):
             if part is not None:
                 part.close()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
+        tasks = self._tasks.cancel()
         if link is not None:
             link.abort()
         if tasks:
@@ -322,7 +321,7 @@ class KafkaBroadcaster(Broadcaster):
         self._sink, self._loss_reported = sink, False
         self._reader_opening = asyncio.Lock()
         link = self._link = KafkaLink(
-            self._target, await self._prepare_login(), self._known_brokers, self._spawn, self._lost
+            self._target, await self._prepare_login(), self._known_brokers, self._tasks.spawn, self._lost
         )
         seconds = self.options.connect_timeout_seconds
         try:
@@ -337,8 +336,8 @@ class KafkaBroadcaster(Broadcaster):
             link.abort()
             raise
         assert self._reader is not None
-        self._history = KafkaHistory(link, self._reader, self._spawn)
-        self._spawn(self._watch(link), "kafka-watch")
+        self._history = KafkaHistory(link, self._reader, self._tasks.spawn)
+        self._tasks.spawn(self._watch(link), "kafka-watch")
 
     async def _prepare_login(self) -> Callable[[], Coroutine[Any, Any, Security]]:
         """Return a function that makes a `Security` with current credentials, for each connection."""
@@ -392,21 +391,6 @@ class KafkaBroadcaster(Broadcaster):
                 await self._producer.retry_authorization(link)
             if self._reader is not None:
                 await self._reader.update_partitions()
-
-    def _spawn(self, work: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
-        task = asyncio.create_task(work, name=f"backplane-{name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._task_ended)
-        return task
-
-    def _task_ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if task.cancelled() or (error := task.exception()) is None:
-            return
-        if not isinstance(error, BrokerError):
-            write(logger, ADAPTER_FAULT, "unexpected error on the link to %(url)s", url=self.url, exc_info=error)
-            error = unavailable(f"unexpected error: {error!r}")
-        self._lost(error)
 
     def _lost(self, error: BrokerError) -> None:
         if self._sink is not None and not self._loss_reported:

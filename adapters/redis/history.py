@@ -10,7 +10,7 @@ import secrets
 from hashlib import sha256
 from itertools import count
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 from zlib import crc32
 
 import hiredis
@@ -18,7 +18,7 @@ import hiredis
 from backplane.adapters.redis.errors import classify_reply, error_text, is_denied, is_read_only, unavailable
 from backplane.adapters.redis.link import pack_arguments
 from backplane.adapters.redis.patterns import escape_glob
-from backplane.adapters.redis.scripts import GRANTS, KEEP, KEEP_ONCE, PERMITTED, RECALL, SCRIPTS
+from backplane.adapters.redis.scripts import GRANTS, PERMITTED, SCRIPTS
 from backplane.broadcaster import KeptMessage, Recalled
 from backplane.errors import BrokerError, ConfigurationError
 from backplane.journal.events import HISTORY_MISFIT
@@ -26,11 +26,12 @@ from backplane.journal.writing import write
 from backplane.message import Place, Position, Receipt
 
 if TYPE_CHECKING:
-    from backplane.adapters.redis.link import RedisLink
     from backplane.adapters.redis.options import RedisOptions
+    from backplane.adapters.redis.publisher_link import PublisherLink
+    from backplane.adapters.redis.scripts import Scripts
     from backplane.history_rules import History
 
-__all__ = ["KEYS_PREFIX", "RedisHistory", "load_scripts"]
+__all__ = ["KEYS_PREFIX", "UNUSED_NAME", "RedisHistory", "escaped", "load_scripts"]
 
 logger: Final = logging.getLogger("backplane.adapters.redis.history")
 
@@ -54,7 +55,10 @@ _KEPT: Final = Struct(">8sQ")
 _ELEMENT_BYTES: Final = 14  # check and time, in front of the payload
 
 _ESCAPES: Final = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D"})
-_UNUSED_NAME: Final = "%"  # no channel has it, because of the escapes
+UNUSED_NAME: Final = "%"
+"""The name of no channel, because of the escapes."""
+
+_CLUSTER_CURE: Final = "whose history redis+cluster:// keeps, or valkey+cluster://, without pubsub=classic"
 
 
 class _Packed(NamedTuple):
@@ -84,6 +88,8 @@ class RedisHistory:
         is_prepared: `prepare` was called once, so every new connection gets the scripts.
     """
 
+    _scripts: ClassVar[Scripts] = SCRIPTS
+
     def __init__(self, options: RedisOptions, username: str | None) -> None:
         self._prefix = options.prefix
         self._wire_format = options.wire_format
@@ -92,7 +98,7 @@ class RedisHistory:
         self._epochs = count(secrets.randbits(64))
         self.is_prepared: bool = False
 
-    async def prepare(self, link: RedisLink, where: str) -> None:
+    async def prepare(self, link: PublisherLink, where: str) -> None:
         """Load the scripts, and check that the server permits what they do.
 
         Raises:
@@ -100,21 +106,10 @@ class RedisHistory:
             BrokerError: The server cannot keep messages, or does not permit it; not retriable.
             BrokerUnavailableError: The link ended or leads to a replica, or the server accepts no commands at present.
         """
-        if self._wire_format == "plain":
-            raise ConfigurationError(
-                "redis: a message that is kept has an envelope, which wire_format=plain excludes: take off that "
-                "option, or the history"
-            )
-        # Drawn again, in the process that uses it, because a fork must not use the same epochs twice.
-        self._epochs = count(secrets.randbits(64))
+        self._begin()
         if link.server.is_cluster:
-            raise _refused(f"{where} is a node of a Redis Cluster: a history needs a single primary, or sentinels")
-        try:
-            await load_scripts(link)
-            await link.ask(b"SCRIPT", b"LOAD", PERMITTED.text)
-            await link.ask(b"EVALSHA", PERMITTED.digest, b"2", *self._keys(_UNUSED_NAME))
-        except hiredis.ReplyError as reply:
-            self._judge(reply, where)
+            raise _refused(f"{where} is a node of a Redis Cluster, {_CLUSTER_CURE}")
+        await self._try(link, where, f"{self._start}{{{UNUSED_NAME}}}")
         self.is_prepared = True
 
     def keep(self, channel: str, payload: bytes, check: int, rule: History, key: bytes | None) -> bytes:
@@ -131,18 +126,18 @@ class RedisHistory:
         )
         if key is None:
             return packed.keep + message
-        once = self._key(channel.translate(_ESCAPES), f"once/{sha256(key).digest()[:16].hex()}")
+        once = f"{self._stem(channel)}/once/{sha256(key).digest()[:16].hex()}".encode()
         return b"%b$%d\r\n%b\r\n%b%b" % (packed.once, len(once), once, packed.arguments, message)
 
     def recall(self, channel: str, rule: History, after: Position | None, limit: int, max_bytes: int) -> bytes:
         """Return the command that reads from the history of `channel`."""
-        keys = self._keys(channel.translate(_ESCAPES))
+        keys = _keys(self._stem(channel))
         numbers = (*_milliseconds(rule), _EPOCH.pack(next(self._epochs) % _UINT64), b"%d" % limit, b"%d" % max_bytes)
         position: tuple[bytes, ...] = ()
         if after is not None:
             check = (_SHORT_CHECK if after.is_compact else _CHECK).pack(after.check)
             position = after.epoch, b"%d" % after.offset, check
-        return _evaluate(RECALL.digest, (*keys, *numbers, *position), keys=2)
+        return _evaluate(self._scripts.recall.digest, (*keys, *numbers, *position), keys=2)
 
     @staticmethod
     def receipt(reply: bytes, check: int) -> Receipt:
@@ -169,38 +164,56 @@ class RedisHistory:
     def _pack(self, channel: str, rule: History) -> _Packed:
         if len(self._packed) >= _MAX_CACHED:
             self._packed.clear()
-        place, log = self._keys(channel.translate(_ESCAPES))
+        place, log = _keys(self._stem(channel))
         name = (self._prefix + channel).encode()
         arguments = (name, b"%d" % (rule.max_messages + 1), *_milliseconds(rule))
         packed = _Packed(
             rule,
-            _evaluate(KEEP.digest, (place, log, *arguments), keys=2, later=3),
-            _evaluate(KEEP_ONCE.digest, (place, log), keys=3, later=len(arguments) + 4),
+            _evaluate(self._scripts.keep.digest, (place, log, *arguments), keys=2, later=3),
+            _evaluate(self._scripts.keep_once.digest, (place, log), keys=3, later=len(arguments) + 4),
             pack_arguments(arguments),
         )
         self._packed[channel] = packed
         return packed
 
-    def _keys(self, name: str) -> tuple[bytes, bytes]:
-        return self._key(name, "place"), self._key(name, "log")
+    @property
+    def _start(self) -> str:
+        """What every key begins with."""
+        return self._prefix + KEYS_PREFIX
 
-    def _key(self, name: str, last: str) -> bytes:
-        """Return a key of a channel. What is in braces decides on the slot, so all keys of a channel are in one."""
-        return f"{self._prefix}{KEYS_PREFIX}{{{name}}}/{last}".encode()
+    def _stem(self, channel: str) -> str:
+        """Return what all keys of a channel begin with. What is in braces decides on the slot, so they share one."""
+        return f"{self._start}{{{escaped(channel)}}}"
+
+    def _begin(self) -> None:
+        """Check the options, and draw the first epoch in the process that uses it: a fork must not use it twice."""
+        if self._wire_format == "plain":
+            raise ConfigurationError(
+                "redis: a message that is kept has an envelope, which wire_format=plain excludes: take off that "
+                "option, or the history"
+            )
+        self._epochs = count(secrets.randbits(64))
+
+    async def _try(self, link: PublisherLink, where: str, stem: str) -> None:
+        """Load the scripts, and run one on keys that begin with `stem` and belong to no channel."""
+        try:
+            await load_scripts(link)
+            await link.ask(b"SCRIPT", b"LOAD", PERMITTED.text)
+            await link.ask(b"EVALSHA", PERMITTED.digest, b"2", *_keys(stem))
+        except hiredis.ReplyError as reply:
+            self._judge(reply, where)
 
     def _judge(self, reply: hiredis.ReplyError, where: str) -> None:
         """Raise what an error reply to a command of `prepare` means."""
         text = error_text(reply)
         if is_denied(reply):
-            pattern = f"{escape_glob(self._prefix)}{KEYS_PREFIX}*"
+            pattern = f"{escape_glob(self._start)}*"
             raise _refused(
                 f"{where} does not permit this user to keep messages: {text}. "
                 f"Grant it: ACL SETUSER {self._username} {GRANTS} ~{pattern}"
             ) from reply
         if text.startswith(("MOVED", "ASK", "CLUSTERDOWN", "CROSSSLOT")):
-            raise _refused(
-                f"{where} is a node of a Redis Cluster: a history needs a single primary, or sentinels ({text})"
-            ) from reply
+            raise _refused(f"{where} is a node of a Redis Cluster, {_CLUSTER_CURE} ({text})") from reply
         if is_read_only(reply):
             raise unavailable(f"{where} is a replica, and messages are kept by the primary: {text}") from reply
         if text.startswith(("OOM", "MISCONF", "NOREPLICAS")):
@@ -213,15 +226,24 @@ class RedisHistory:
             raise _refused(f"{where} cannot keep messages: {text}") from reply
 
 
-async def load_scripts(link: RedisLink) -> None:
-    """Make the server know the scripts.
+def escaped(channel: str) -> str:
+    """Return the name of a channel without braces."""
+    return channel.translate(_ESCAPES)
+
+
+async def load_scripts(link: PublisherLink) -> None:
+    """Make the server know the scripts of a link.
 
     Raises:
         hiredis.ReplyError: It refuses.
         BrokerUnavailableError: The link ended.
     """
-    for script in SCRIPTS:
+    for script in link.scripts.all:
         await link.ask(b"SCRIPT", b"LOAD", script.text)
+
+
+def _keys(stem: str) -> tuple[bytes, bytes]:
+    return f"{stem}/place".encode(), f"{stem}/log".encode()
 
 
 def _evaluate(digest: bytes, arguments: tuple[bytes, ...], *, keys: int, later: int = 0) -> bytes:

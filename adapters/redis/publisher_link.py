@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import hiredis
 
@@ -16,6 +16,7 @@ from backplane.errors import PublishError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from backplane.adapters.redis.scripts import Scripts
     from backplane.errors import BrokerError
 
 __all__ = ["PublisherLink"]
@@ -33,6 +34,9 @@ class PublisherLink(RedisLink):
     Args:
         max_pending_bytes: Most bytes published and not yet answered.
     """
+
+    scripts: ClassVar[Scripts] = SCRIPTS
+    """Those that commands run on it."""
 
     def __init__(self, max_pending_bytes: int) -> None:
         super().__init__()
@@ -183,7 +187,7 @@ class PublisherLink(RedisLink):
         if self._unanswered or self.loss is not None:
             return
         refused, self._refused = self._refused, []
-        for script in SCRIPTS:
+        for script in self.scripts.all:
             # Where it fails, the repeated command fails again, and with the error that its caller gets.
             self.send(pack_command((b"SCRIPT", b"LOAD", script.text))).cancel()
         commands: list[bytes] = []

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from hashlib import sha1
 from typing import Final
 
-__all__ = ["GRANTS", "KEEP", "KEEP_ONCE", "PERMITTED", "RECALL", "SCRIPTS", "Script"]
+__all__ = ["GRANTS", "PERMITTED", "SCRIPTS", "SHARD_SCRIPTS", "Script", "Scripts"]
 
 _ONCE_MILLISECONDS: Final = 300_000
 
@@ -45,6 +45,27 @@ class Script:
         object.__setattr__(self, "digest", sha1(self.text, usedforsecurity=False).hexdigest().encode())
 
 
+@dataclass(frozen=True, slots=True)
+class Scripts:
+    """What a server must know while a link is used.
+
+    Attributes:
+        keep: Publishes and stores one message.
+        keep_once: The same with a third key, that of the idempotency key. Returns epoch 8 | offset 8 | check 4 of the
+            first message where this one is a repetition: the lengths differ.
+        recall: Reads from the log, and makes the epoch of a channel that was never used.
+    """
+
+    keep: Script
+    keep_once: Script
+    recall: Script
+
+    @property
+    def all(self) -> tuple[Script, ...]:
+        """All three."""
+        return self.keep, self.keep_once, self.recall
+
+
 # KEYS: place, log. ARGV: channel, most elements, milliseconds that the log lives, and the place, then for this message:
 # epoch of a new history, check, payload. Returns epoch 8 | offset 8.
 _KEEP: Final = rb"""
@@ -60,7 +81,7 @@ else
 end
 local time = redis.call('TIME')[1]
 local length = redis.call('RPUSH', KEYS[2], before .. time .. ARGV[7])
-local published = redis.pcall('PUBLISH', ARGV[1], '\191BP\3' .. epoch .. offset .. before .. ARGV[6] .. ARGV[7])
+local published = redis.pcall('@PUBLISH@', ARGV[1], '\191BP\3' .. epoch .. offset .. before .. ARGV[6] .. ARGV[7])
 if type(published) == 'table' then
   redis.call('RPOP', KEYS[2])
   return published
@@ -70,22 +91,12 @@ if length == 1 or time ~= string.sub(place, 21) then redis.call('PEXPIRE', KEYS[
 redis.call('SET', KEYS[1], epoch .. offset .. ARGV[6] .. time, 'PX', ARGV[4])
 """
 
-KEEP: Final = Script(_KEEP + b"return epoch .. offset\n")
-"""Publishes and stores one message."""
-
-KEEP_ONCE: Final = Script(
-    b"local first = redis.call('GET', KEYS[3])\nif first then return first end"
-    + _KEEP
-    + b"redis.call('SET', KEYS[3], epoch .. offset .. ARGV[6], 'PX', %d)\nreturn epoch .. offset\n" % _ONCE_MILLISECONDS
-)
-"""The same with a third key, that of the idempotency key. Returns epoch 8 | offset 8 | check 4 of the first message
-where this one is a repetition: the lengths differ."""
 
 # KEYS: place, log. ARGV: milliseconds that the log lives, and the place, epoch of a new history, limit, most bytes;
 # then epoch, offset and check of a position, or nothing. A check of 2 bytes is the short form of one: `ShortCheck`.
 # Returns {place, found, more, elements}, elements oldest first.
 # It reads in pieces, because a script takes the memory of all that it reads, and cannot ask how large an element is.
-RECALL: Final = Script(rb"""
+_RECALL: Final = Script(rb"""
 local log = KEYS[2]
 local place = redis.call('GET', KEYS[1])
 if place and #place >= 20 then
@@ -147,7 +158,6 @@ if step < 0 then
 end
 return {place, 1, more, elements}
 """)
-"""Reads from the log, and makes the epoch of a channel that was never used."""
 
 # KEYS: place and log of a name that no channel has.
 PERMITTED: Final = Script(rb"""
@@ -166,5 +176,17 @@ return struct.pack('>I8', 1)
 """)
 """Runs every command of the others, so that a missing permission is found before there is a message."""
 
-SCRIPTS: Final = (KEEP, KEEP_ONCE, RECALL)
-"""What a server must know while a link is used."""
+
+def _publishing_by(command: bytes) -> Scripts:
+    keep = _KEEP.replace(b"@PUBLISH@", command)
+    first = b"local first = redis.call('GET', KEYS[3])\nif first then return first end"
+    once = b"redis.call('SET', KEYS[3], epoch .. offset .. ARGV[6], 'PX', %d)\n" % _ONCE_MILLISECONDS
+    done = b"return epoch .. offset\n"
+    return Scripts(Script(keep + done), Script(first + keep + once + done), _RECALL)
+
+
+SCRIPTS: Final = _publishing_by(b"PUBLISH")
+"""Those of a single server."""
+
+SHARD_SCRIPTS: Final = _publishing_by(b"SPUBLISH")
+"""Those of a node of a cluster. Keys and channel must be in one slot."""

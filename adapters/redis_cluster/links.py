@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import hiredis
 
 from backplane.adapters.redis.envelope import ENVELOPE, ENVELOPE_BYTES, place_in
 from backplane.adapters.redis.link import RedisLink, pack_command, settle
 from backplane.adapters.redis.publisher_link import PublisherLink
+from backplane.adapters.redis.scripts import SHARD_SCRIPTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from backplane.adapters.redis.scripts import Scripts
     from backplane.broadcaster import Sink
 
 __all__ = ["ShardPublisherLink", "ShardSubscriberLink"]
@@ -23,6 +25,8 @@ _PING: Final = pack_command([b"PING"])
 
 class ShardPublisherLink(PublisherLink):
     """The connection that publishes to one node. What is published before it is adopted waits until then."""
+
+    scripts: ClassVar[Scripts] = SHARD_SCRIPTS
 
     def spublish(self, name: bytes, payload: bytes) -> asyncio.Future[Any]:
         """Send SPUBLISH in this pass of the event loop; the reply is the result of the future.
@@ -38,6 +42,20 @@ class ShardPublisherLink(PublisherLink):
         self._require_room(size)
         command = b"*3\r\n$8\r\nSPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(name), name, len(payload), payload)
         return self._queue(command, size)
+
+    def run_script(self, command: bytes, size: int) -> asyncio.Future[Any]:
+        """Send a command that runs a script, in one order with `spublish`, and as that does.
+
+        Args:
+            command: The command.
+            size: How many bytes it publishes, or 0.
+
+        Raises:
+            BrokerUnavailableError: The link has ended.
+            PublishError: Too much awaits a reply; retriable.
+        """
+        self._require_room(size)
+        return self._queue(command, size, is_script=True)
 
     def barrier(self) -> asyncio.Future[Any]:
         """Return a future that ends, in whichever way, after the replies to all that was published before.

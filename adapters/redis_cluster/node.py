@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from backplane.adapters.redis.link import RedisLink
+    from backplane.adapters.redis.publisher_link import PublisherLink
     from backplane.adapters.redis_cluster.connector import Connector
     from backplane.adapters.redis_cluster.options import RedisClusterOptions
     from backplane.adapters.redis_cluster.slots import Host
@@ -49,7 +50,11 @@ class NodeOwner(Protocol):
         ...
 
     def owner_of(self, slot: int) -> Host | None:
-        """Return the node that serves a slot."""
+        """Return where the node is that serves a slot."""
+        ...
+
+    async def prepare_link(self, link: PublisherLink) -> None:
+        """Prepare a new connection that is about to publish."""
         ...
 
 
@@ -127,6 +132,7 @@ class Node:
                 # Publishes wait for the first try after a loss, so that one is short.
                 async with PatientTimeout(self._options.node_timeout_seconds if held_back.loss is None else None):
                     link = await self._connector.open(self._new_publisher, self.host, self._id)
+                    await self._prepare(link)
             except (BrokerError, TimeoutError) as error:
                 self.failure = error
                 held_back.end(f"{format_address(self.host)} is down: {getattr(error, 'reason', 'no answer')}")
@@ -247,6 +253,13 @@ class Node:
                 link.adopt(lambda error: self._subscriber_lost(link, error))
                 self._subscriber = link
             return self._subscriber
+
+    async def _prepare(self, link: ShardPublisherLink) -> None:
+        try:
+            await self._owner.prepare_link(link)
+        except BaseException:
+            link.end("it was given up")
+            raise
 
     def _new_publisher(self) -> ShardPublisherLink:
         return ShardPublisherLink(self._options.max_pending_bytes)

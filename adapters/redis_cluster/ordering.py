@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import hiredis
 
@@ -32,8 +32,17 @@ logger: Final = logging.getLogger("backplane.adapters.redis_cluster.ordering")
 
 # How often one message is sent on to another node.
 _MAX_HOPS: Final = 8
+# How often a script is sent again while its keys move. With the pause of each turn it is about a second, so that the
+# caller gets the reason before its time limit.
+_MAX_REPEATS: Final = 10
 # A node that was demoted replies before its successor has received the message over the bus of the cluster.
 _BUS_SECONDS: Final = 0.1
+# What a node replies to a script while its keys move: it has none of them any more, or not all.
+_KEYS_MOVE: Final = ("ASK ", "TRYAGAIN")
+
+
+_Send: TypeAlias = "Callable[[ShardPublisherLink], asyncio.Future[Any]]"
+"""Sends a message on a link, and returns the future of the reply."""
 
 
 class _Sent(NamedTuple):
@@ -47,8 +56,7 @@ class _Waiting(NamedTuple):
     """A message that waits for its slot to have turned."""
 
     slot: int
-    name: bytes
-    payload: bytes
+    send: _Send
     sent: asyncio.Future[_Sent]
 
 
@@ -101,18 +109,30 @@ class ShardedPublisher:
             PublishError: The server refused it, or too much awaits a reply.
             PublishOutcomeUnknownError: The link ended before the reply.
         """
-        size = len(name) + len(payload)
-        if self._pending_bytes and self._pending_bytes + size > self._max_pending_bytes:
-            raise PublishError(
-                f"{self._pending_bytes:,} bytes await an answer; publish slower, or raise max_pending_bytes",
-                adapter="redis",
-                retriable=True,
-            )
-        self._pending_bytes += size
         try:
-            await self._publish(name, payload)
-        finally:
-            self._pending_bytes -= size
+            await self._deliver(slot_of(name), len(name) + len(payload), lambda link: link.spublish(name, payload))
+        except hiredis.ReplyError as error:
+            raise publish_error(error) from error
+
+    async def run_script(self, name: bytes, command: bytes, size: int) -> Any:
+        """Run a script on the history of a channel, in one order with `publish`; return the reply.
+
+        While the slot moves, its keys do one by one, and there are moments in which no node has them all. Then the
+        command is repeated for a second, in the order of the calls. It is not sent to the new node before that serves
+        the slot (`ASK`): no subscriber would receive it there.
+
+        Args:
+            name: The name of the channel.
+            command: What runs the script.
+            size: How many bytes it publishes, or 0.
+
+        Raises:
+            hiredis.ReplyError: The server refused it.
+            BrokerUnavailableError: Certainly not executed: no node serves the slot, or has all its keys, at present.
+            PublishError: Too much awaits a reply.
+            PublishOutcomeUnknownError: The link ended before the reply.
+        """
+        return await self._deliver(slot_of(name), size, lambda link: link.run_script(command, size))
 
     def turn(self, slots: Collection[int], old: ShardPublisherLink | None) -> None:
         """Let slots turn whose node has just changed.
@@ -125,27 +145,49 @@ class ShardedPublisher:
         if turning and old is not None:
             self._begin(turning, old, None)
 
-    async def _publish(self, name: bytes, payload: bytes) -> None:
-        slot = slot_of(name)
-        turn = self._turns.get(slot)
-        sent = self._send(slot, name, payload) if turn is None else await _wait(turn.later, slot, name, payload)
-        for _ in range(_MAX_HOPS):
-            try:
-                await sent.reply
-            except hiredis.ReplyError as error:
-                if (moved := moved_to(error)) is None:
-                    raise _error(error) from error
-            else:
-                return
-            _, host, port = moved
-            target = (host or str(sent.link.address[0]), port)
-            turn = self._turns.get(slot) or self._begin([slot], sent.link, target)
-            sent = await _wait(turn.returned, slot, name, payload)
-        raise unavailable(f"{_MAX_HOPS} nodes in a row replied that another one serves the slot {slot}; not published")
+    async def _deliver(self, slot: int, size: int, send: _Send) -> Any:
+        if size and self._pending_bytes and self._pending_bytes + size > self._max_pending_bytes:
+            raise PublishError(
+                f"{self._pending_bytes:,} bytes await an answer; publish slower, or raise max_pending_bytes",
+                adapter="redis",
+                retriable=True,
+            )
+        self._pending_bytes += size
+        try:
+            return await self._send_on(slot, send)
+        finally:
+            self._pending_bytes -= size
 
-    def _send(self, slot: int, name: bytes, payload: bytes) -> _Sent:
+    async def _send_on(self, slot: int, send: _Send) -> Any:
+        turn = self._turns.get(slot)
+        sent = self._send(slot, send) if turn is None else await _wait(turn.later, slot, send)
+        hops = repeats = 0
+        while True:
+            try:
+                return await sent.reply
+            except hiredis.ReplyError as error:
+                target = None
+                text = error_text(error)
+                if (moved := moved_to(error)) is not None:
+                    if (hops := hops + 1) > _MAX_HOPS:
+                        raise unavailable(
+                            f"{hops} nodes in a row do not serve the slot; not published: {text}"
+                        ) from error
+                    _, host, port = moved
+                    target = (host or str(sent.link.address[0]), port)
+                elif text.startswith(_KEYS_MOVE):
+                    if (repeats := repeats + 1) > _MAX_REPEATS:
+                        raise unavailable(f"the keys of the history move to another node: {text}") from error
+                elif text.startswith("CLUSTERDOWN"):
+                    raise unavailable(f"the cluster takes no message for this channel at present: {text}") from error
+                else:
+                    raise
+            turn = self._turns.get(slot) or self._begin([slot], sent.link, target)
+            sent = await _wait(turn.returned, slot, send)
+
+    def _send(self, slot: int, send: _Send) -> _Sent:
         link = self._link_of(slot)
-        return _Sent(link, link.spublish(name, payload))
+        return _Sent(link, send(link))
 
     def _begin(self, slots: Collection[int], old: ShardPublisherLink, target: Host | None) -> _Turn:
         turn = _Turn(slots)
@@ -173,7 +215,7 @@ class ShardedPublisher:
             if waiting.sent.done():  # cancelled
                 continue
             try:
-                sent = self._send(waiting.slot, waiting.name, waiting.payload)
+                sent = self._send(waiting.slot, waiting.send)
             except BrokerError as error:
                 waiting.sent.set_exception(error)
                 continue
@@ -181,17 +223,10 @@ class ShardedPublisher:
             waiting.sent.set_result(sent)
 
 
-async def _wait(queue: list[_Waiting], slot: int, name: bytes, payload: bytes) -> _Sent:
-    waiting = _Waiting(slot, name, payload, asyncio.get_running_loop().create_future())
+async def _wait(queue: list[_Waiting], slot: int, send: _Send) -> _Sent:
+    waiting = _Waiting(slot, send, asyncio.get_running_loop().create_future())
     queue.append(waiting)
     return await waiting.sent
-
-
-def _error(reply: hiredis.ReplyError) -> BrokerError:
-    text = error_text(reply)
-    if text.startswith("CLUSTERDOWN"):
-        return unavailable(f"the cluster takes no message for this channel at present: {text}")
-    return publish_error(reply)
 
 
 def _retrieve(reply: asyncio.Future[Any]) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from binascii import crc_hqx
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
     import hiredis
 
-__all__ = ["DEFAULT_PORT", "SLOTS", "Host", "SlotMap", "moved_to", "slot_map", "slot_of"]
+__all__ = ["DEFAULT_PORT", "SLOTS", "Host", "SlotMap", "hashed_part", "moved_to", "slot_map", "slot_of", "tag_of"]
 
 DEFAULT_PORT: Final = 6379
 """The port of a node of the URL without one."""
@@ -31,10 +33,24 @@ _MOVED: Final = re.compile(r"MOVED (\d{1,5}) (.*):(\d{1,5})")
 
 
 def slot_of(name: bytes) -> int:
-    """Return the slot of a name: of what stands between its first `{` and the next `}`, where that is not empty."""
+    """Return the slot of a name."""
+    return crc_hqx(hashed_part(name), 0) % SLOTS
+
+
+def hashed_part(name: bytes) -> bytes:
+    """Return the part of a name that decides on its slot: its hash tag, or all of it.
+
+    The tag is what stands between the first `{` and the next `}`, where that is not empty.
+    """
     if (begin := name.find(b"{") + 1) and (end := name.find(b"}", begin)) > begin:
-        name = name[begin:end]
-    return crc_hqx(name, 0) % SLOTS
+        return name[begin:end]
+    return name
+
+
+@lru_cache(maxsize=SLOTS)
+def tag_of(slot: int) -> str:
+    """Return a hash tag of a slot; the first call for a slot takes some milliseconds."""
+    return next(tag for number in count() if slot_of((tag := str(number)).encode()) == slot)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from backplane.adapters.redis_cluster.slots import slot_of
-from backplane.testing import BroadcasterConformance, FaultProxy, PresenceConformance
+from backplane.testing import BroadcasterConformance, FaultProxy, HistoryConformance, PresenceConformance
 from backplane.testing.fault_conformance import FailOver, TakeAway
 from backplane.testing.proxy import PassingWay
 from tests.brokers.redis import RedisConfig
@@ -18,7 +18,8 @@ _LIMITED = RedisConfig(users=(f"alice on >secret +@all ~* resetchannels {_ALLOWE
 _LEAST = RedisConfig(
     users=(
         "alice on >secret -@all +ssubscribe +sunsubscribe +spublish +ping +info +cluster|slots +cluster|info "
-        "+cluster|nodes +cluster|myid resetchannels &shop:*",
+        "+cluster|nodes +cluster|myid resetchannels &shop:* "
+        "+evalsha +script|load +get +set +del +rpush +rpop +ltrim +lrange +lindex +pexpire +time ~shop:$backplane/*",
     ),
     login="alice:secret",
 )
@@ -109,6 +110,18 @@ class TestRedisClusterClassic(TestRedisCluster):
     def take_away(self) -> TakeAway:
         """None: a slot has no part in it."""
         pytest.skip("Redis revokes no subscription: it ends the connections of a user who loses a channel")
+
+
+class TestRedisClusterHistory(HistoryConformance):
+    """Every promise of a history, for a user who may do no more than the documentation grants."""
+
+    one_loop = True
+    proxy = TestRedisCluster.proxy
+
+    @pytest.fixture
+    def url(self, redis_node: StartRedisNode) -> str:
+        """A node whose user has the documented permissions."""
+        return f"{redis_node(_LEAST).url}?prefix=shop:"
 
 
 @pytest.mark.full

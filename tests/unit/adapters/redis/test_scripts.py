@@ -7,9 +7,16 @@ import re
 
 import pytest
 
-from backplane.adapters.redis.scripts import GRANTS, KEEP, KEEP_ONCE, PERMITTED, RECALL, SCRIPTS, Script
+from backplane.adapters.redis.scripts import GRANTS, PERMITTED, SCRIPTS, SHARD_SCRIPTS, Script, Scripts
 
-ALL = {"keep": KEEP, "keep_once": KEEP_ONCE, "recall": RECALL, "permitted": PERMITTED}
+ALL = {
+    "keep": SCRIPTS.keep,
+    "keep_once": SCRIPTS.keep_once,
+    "shard_keep": SHARD_SCRIPTS.keep,
+    "shard_keep_once": SHARD_SCRIPTS.keep_once,
+    "recall": SCRIPTS.recall,
+    "permitted": PERMITTED,
+}
 
 
 def commands(script: Script) -> set[str]:
@@ -24,17 +31,19 @@ def test_script_is_known_by_its_digest(name: str) -> None:
     assert script.digest == hashlib.sha1(script.text).hexdigest().encode()
 
 
-def test_every_command_is_granted_and_tested() -> None:
+@pytest.mark.parametrize(("scripts", "publish"), [(SCRIPTS, "publish"), (SHARD_SCRIPTS, "spublish")])
+def test_every_command_is_granted_and_tested(scripts: Scripts, publish: str) -> None:
     """The line for the ACL names the commands of the scripts, and `PERMITTED` runs each before a message does."""
-    used = set[str]().union(*(commands(script) for script in SCRIPTS)) - {"publish"}
+    used = set[str]().union(*(commands(script) for script in scripts.all)) - {publish}
     assert commands(PERMITTED) == used
     assert {*GRANTS.replace("+", "").split()} == used | {"evalsha", "script|load"}
 
 
-@pytest.mark.parametrize("name", ["keep", "keep_once"])
+@pytest.mark.parametrize("name", ["keep", "keep_once", "shard_keep", "shard_keep_once"])
 def test_first_write_is_one_that_can_be_refused(name: str) -> None:
     """Nothing that a later command cannot undo is written before the command that a full server refuses."""
     order = re.findall(rb"redis\.(p?call)\('([A-Z]+)'", ALL[name].text)
-    writes = [command for _, command in order if command in (b"RPUSH", b"PUBLISH", b"SET", b"PEXPIRE")]
-    assert writes[:2] == [b"RPUSH", b"PUBLISH"]
-    assert (b"pcall", b"PUBLISH") in order
+    publish = b"SPUBLISH" if name.startswith("shard") else b"PUBLISH"
+    writes = [command for _, command in order if command in (b"RPUSH", publish, b"SET", b"PEXPIRE")]
+    assert writes[:2] == [b"RPUSH", publish]
+    assert (b"pcall", publish) in order

@@ -164,8 +164,36 @@ async def test_a_message_is_not_moved_on_for_ever(world: World) -> None:
     for _ in range(8):
         await world.old.replies(MOVED)
         await world.old.replies(b"+PONG\r\n")
-    with pytest.raises(BrokerUnavailableError, match="another one serves the slot"):
+    await world.old.replies(MOVED)
+    with pytest.raises(BrokerUnavailableError, match="do not serve the slot"):
         await moving
+    assert world.old.payloads() == [b"1"] * 9
+
+
+async def test_a_script_is_repeated_while_its_keys_move(world: World) -> None:
+    """It goes to the node that serves the slot until that has all keys or another one does, before what is later."""
+    running = asyncio.create_task(world.publisher.run_script(b"a", b"SCRIPT", 6))
+    await world.old.replies(b"-TRYAGAIN Multiple keys\r\n")
+    (later,) = world.publishing(b"2")
+    await world.old.replies(b"+PONG\r\n")
+    await world.old.replies(b"-ASK %d 10.0.0.2:7002\r\n" % SLOT, b":1\r\n")
+    await world.old.replies(b"+PONG\r\n")
+    await world.old.replies(b"$4\r\nkept\r\n")
+    assert await running == b"kept"
+    await later
+    assert b"".join(world.old.transport.written).count(b"SCRIPT") == 3
+    assert (world.moved, world.new.transport.written) == ([], [])
+
+
+async def test_a_script_is_not_repeated_for_ever(world: World) -> None:
+    """Keys that do not arrive end it, as certainly not executed."""
+    running = asyncio.create_task(world.publisher.run_script(b"a", b"SCRIPT", 0))
+    for _ in range(10):
+        await world.old.replies(b"-TRYAGAIN Multiple keys\r\n")
+        await world.old.replies(b"+PONG\r\n")
+    await world.old.replies(b"-TRYAGAIN Multiple keys\r\n")
+    with pytest.raises(BrokerUnavailableError, match="keys of the history move"):
+        await running
 
 
 async def test_a_map_that_cannot_be_had(world: World) -> None:
