@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, AnyStr, Generic
+from typing import TYPE_CHECKING, Any, AnyStr, Generic
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,7 +40,8 @@ class Prefixes(Generic[AnyStr]):
 
     def match(self, channel: AnyStr) -> bool:
         """Return whether a channel begins with one of them."""
-        return channel.startswith(self.outermost)
+        text: Any = channel  # of a tuple of either kind pyright knows no `startswith`
+        return bool(text.startswith(self.outermost))
 
 
 def outermost(prefixes: Iterable[AnyStr]) -> tuple[AnyStr, ...]:

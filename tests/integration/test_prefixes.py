@@ -107,12 +107,20 @@ async def test_churn_loses_and_repeats_nothing(url: str, *, is_kept: bool) -> No
         publishers = [(await stack.enter_async_context(started(url)))[0] for _ in range(2)]
         broadcaster, sink = await stack.enter_async_context(started(url))
         wanted = Wanted(broadcaster)
-        await wanted.add(set(CHANNELS), set())
+        await wanted.add(set(), {""})
         publishing = [asyncio.create_task(publish(each, number)) for number, each in enumerate(publishers)]
-        for _ in range(STEPS):
+        for step in range(STEPS):
             await wanted.add(some(CHANNELS), some(PREFIXES))
             for _ in range(3):
                 await wanted.drop(some(CHANNELS), some(PREFIXES))
+            if step % 7 == 2:
+                await wanted.add(set(CHANNELS), set())
+                await wanted.drop(set(), set(PREFIXES))
+                assert not wanted.prefixes
+            elif step % 7 == 5:
+                await wanted.add(set(), {"t."})
+                await wanted.drop(set(CHANNELS), set())
+                assert not wanted.names
         done = True
         await asyncio.gather(*publishing)
         await publishers[0].publish("t.a.1", b"last")
