@@ -81,6 +81,17 @@ class Wanted:
             self.prefixes -= prefixes
             await asyncio.gather(self._broadcaster.unsubscribe(names), self._prefixes.unsubscribe_prefixes(prefixes))
 
+    async def take_turns(self, step: int) -> None:
+        """Want names alone from time to time, and prefixes alone."""
+        if step % 7 == 2:
+            await self.add(set(CHANNELS), set())
+            await self.drop(set(), set(PREFIXES))
+            assert not self.prefixes
+        elif step % 7 == 5:
+            await self.add(set(), {"t."})
+            await self.drop(set(CHANNELS), set())
+            assert not self.names
+
 
 @pytest.mark.parametrize("is_kept", [False, True], ids=["live", "kept"])
 async def test_churn_loses_and_repeats_nothing(url: str, *, is_kept: bool) -> None:
@@ -113,14 +124,7 @@ async def test_churn_loses_and_repeats_nothing(url: str, *, is_kept: bool) -> No
             await wanted.add(some(CHANNELS), some(PREFIXES))
             for _ in range(3):
                 await wanted.drop(some(CHANNELS), some(PREFIXES))
-            if step % 7 == 2:
-                await wanted.add(set(CHANNELS), set())
-                await wanted.drop(set(), set(PREFIXES))
-                assert not wanted.prefixes
-            elif step % 7 == 5:
-                await wanted.add(set(), {"t."})
-                await wanted.drop(set(CHANNELS), set())
-                assert not wanted.names
+            await wanted.take_turns(step)
         done = True
         await asyncio.gather(*publishing)
         await publishers[0].publish("t.a.1", b"last")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import TYPE_CHECKING
 
 from backplane.adapters.ipc import subscriber_index
 from backplane.adapters.ipc.subscriber_index import SubscriberIndex
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def test_a_subscriber_is_found_by_its_channels_alone() -> None:
