@@ -41,6 +41,11 @@ class TestNats(BroadcasterConformance):
         return "forbidden"
 
     @pytest.fixture
+    def prefix_url(self, nats_broker: Broker) -> str:
+        """A server with JetStream, for what is kept."""
+        return nats_broker.url
+
+    @pytest.fixture
     def take_away(self, broker: Broker) -> TakeAway:
         """Permissions that are reloaded without the channel, and then with it."""
 
