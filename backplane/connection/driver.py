@@ -253,6 +253,16 @@ class ConnectionDriver(BaseSubscriber):
             raise ConfigurationError("an SDK client is notified where it subscribes with joinLeave: omit presence=True")
         return self.presence(channel)
 
+    async def join_pattern(self, pattern: str) -> None:
+        """Join a pattern, which the client of a protocol would not know what to do with.
+
+        Raises:
+            ConfigurationError: It is such a client; else as `BaseSubscriber.join_pattern`.
+        """
+        if self._protocol is not None:
+            raise ConfigurationError("an SDK client subscribes to channels by their names: it can be in no pattern")
+        await super().join_pattern(pattern)
+
     async def join_at_handshake(self, channel: str) -> None:
         """Join, from where the client was before."""
         options = self._options

@@ -83,6 +83,7 @@ class GapReporter:
         start: Delivers the rest of a notice, in slices and before what follows it on its channel.
         journal: How refusals, which can concern many channels at once, are logged.
         slice_size: How many subscribers are notified at once; those after them by `start`.
+        counted_by: Another one that counts what this one reports. Defaults to this one.
 
     Attributes:
         opened: The open gaps by channel. The hub reads it for each message.
@@ -101,7 +102,9 @@ class GapReporter:
         start: Callable[[GapDelivery], None],
         journal: Journal,
         slice_size: int,
+        counted_by: GapReporter | None = None,
     ) -> None:
+        self._counted_by = counted_by
         self._subscribers = subscribers
         self._confirmed = confirmed
         self._flush_hub = flush
@@ -227,6 +230,15 @@ class GapReporter:
                 logger, CHANNEL_UNCONFIRMED, words, channel=next(iter(news)), channels=len(news), reason=error
             )
 
+    def count(self, reason: str, cause: GapCause) -> None:
+        """Count a gap that is reported."""
+        if self._counted_by is not None:
+            return self._counted_by.count(reason, cause)
+        self.reported += 1
+        self.causes[cause] += 1
+        self.last_reported_at = asyncio.get_running_loop().time()
+        self.last_reason = reason
+
     def discard(self, channel: str) -> None:
         """Forget the open gap of a channel whose last subscriber left."""
         self.opened.pop(channel, None)
@@ -273,10 +285,7 @@ class GapReporter:
         self._notify(Gap(channel=channel, reason=open_gap.reason), open_gap.cause, open_gap.subscribers)
 
     def _notify(self, gap: Gap, cause: GapCause, subscribers: Collection[Subscriber]) -> None:
-        self.reported += 1
-        self.causes[cause] += 1
-        self.last_reported_at = asyncio.get_running_loop().time()
-        self.last_reason = gap.reason
+        self.count(gap.reason, cause)
         delivery = GapDelivery(gap, subscribers, self._subscribers.get(gap.channel, {}), self._journal)
         if not delivery.run(max(0, self._left_at_once)):
             self._start(delivery)

@@ -131,7 +131,7 @@ class Hub:
         )
         self._open_gaps = self.gaps.opened
         self.patterns: Patterns = Patterns(
-            prefixes, self._flush, self._start_delivery, self._journal, self.traffic, slice_size
+            prefixes, self._flush, self._start_delivery, self._journal, self.traffic, slice_size, self.gaps
         )
         self._patterned = self.patterns.subscribed
         broker_subscriptions.on_confirmed = self.gaps.report
@@ -153,8 +153,9 @@ class Hub:
         return self._subscribers
 
     def audience(self, channel: str) -> int:
-        """Return how many local subscribers `channel` has."""
-        return len(self._subscribers.get(channel, ()))
+        """Return how many local subscribers `channel` has, those of patterns included."""
+        named = self._subscribers.get(channel)
+        return len(named or ()) if not self._patterned else self.patterns.audience(channel, named or {})
 
     @property
     def delivered(self) -> int:

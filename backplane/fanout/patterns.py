@@ -152,6 +152,7 @@ class Patterns:
         journal: As for the hub.
         traffic: As for the hub.
         slice_size: How many subscribers are notified of a gap at once.
+        counted_by: Counts the gaps.
 
     Attributes:
         subscribed: The patterns with at least one subscriber, each with these. The hub looks into it for each message.
@@ -167,6 +168,7 @@ class Patterns:
         journal: Journal,
         traffic: Traffic,
         slice_size: int,
+        counted_by: GapReporter,
     ) -> None:
         self._subscriptions = subscriptions
         self._flush = flush
@@ -179,7 +181,9 @@ class Patterns:
         self._prefixes: Prefixes[str] = Prefixes()
         self._remembered: dict[str, Matched | None] = {}
         confirmed = _Confirmed(self.subscribed, () if subscriptions is None else subscriptions.confirmed)
-        self.gaps: GapReporter = GapReporter(self.subscribed, confirmed, lambda _: flush(), start, journal, slice_size)
+        self.gaps: GapReporter = GapReporter(
+            self.subscribed, confirmed, lambda _: flush(), start, journal, slice_size, counted_by
+        )
         if subscriptions is not None:
             subscriptions.on_confirmed = lambda prefixes: self.gaps.report(self._texts(prefixes))
             subscriptions.on_refused = lambda reasons: self.gaps.notify_refused(self._reasons(reasons))
@@ -287,6 +291,18 @@ class Patterns:
             return []
         return [key for key, batch in collected.items() if not busy.isdisjoint(self.texts(batch[0].channel))]
 
+    def audience(self, channel: str, named: Mapping[Subscriber, int]) -> int:
+        """Return how many subscribers a channel has: those of its name, and of patterns that it matches."""
+        matched = self.match(channel)
+        return len(named) if matched is None else len(_Audience((named, *matched.patterns)))
+
+    def is_wanted(self, channel: str, *, confirmed: bool) -> bool:
+        """Whether the broker is asked for `channel` because of a pattern, or has confirmed that."""
+        if self._subscriptions is None or (matched := self.match(channel)) is None:
+            return False
+        prefixes = self._subscriptions.confirmed if confirmed else self._subscriptions.wanted
+        return any(each.pattern.prefix in prefixes for each in matched.patterns)
+
     def has(self, channel: str, subscriber: Subscriber) -> bool:
         """Whether `subscriber` is subscribed to a pattern that `channel` matches."""
         matched = self.match(channel)
@@ -314,6 +330,7 @@ class Patterns:
             if (matched := self.match(channel)) is not None and (patterns := self._receiving(matched)):
                 audience, others = _Audience(patterns), named.get(channel, ())
                 recipients = [subscriber for subscriber in audience if subscriber not in others]
+                self.gaps.count(reason, "adapter")
                 self._start(GapDelivery(Gap(channel=channel, reason=reason), recipients, audience, self._journal))
 
     def open_gap(self, channels: Collection[str] | All, reason: str, cause: GapCause, *, resumed: bool) -> None:

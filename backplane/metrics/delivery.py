@@ -43,7 +43,8 @@ def _by_group(figure: Callable[[ChannelGroup], int]) -> Callable[[View], Iterabl
 def _joins(view: View) -> Iterable[Sample]:
     joins = dict.fromkeys((group.name for group in view.traffic.groups.all), 0)
     if view.runtime is not None:
-        for subscribers in list(view.runtime.hub.channels.values()):
+        hub = view.runtime.hub
+        for subscribers in (*list(hub.channels.values()), *list(hub.patterns.subscribed.values())):
             if subscribers.is_counted:
                 joins[subscribers.group.name] = joins.get(subscribers.group.name, 0) + len(subscribers)
     return [((name,), count) for name, count in joins.items()]

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backplane import BrokerUnavailableError
+from backplane import BrokerUnavailableError, Gap
 from backplane.broadcaster import SupportsHistory, SupportsPrefixes
 from backplane.broker.registry import broadcaster_from_url
 from backplane.history_rules import History, HistoryRules
-from backplane.testing.harness import started_worker
+from backplane.testing.harness import next_message, quick_backplane, reaches_state, started_worker
 from backplane.testing.recording import RecordingSink
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backplane.testing.harness import Worker
+    from backplane.testing.proxy import FaultProxy
 
 __all__ = ["HOSTILE_PREFIXES", "PrefixConformance"]
 
@@ -196,6 +197,39 @@ class PrefixConformance:
                 channel = f"{run}.{name}"
                 expected = _of(channel, sent, [receipt.position for receipt in receipts])
                 assert [(kept.payload, kept.place) for kept in subscriber.sink.kept(channel)] == expected
+
+    async def test_a_pattern_receives_what_matches(self, prefix_url: str) -> None:
+        """Another worker's publishes reach a subscription to patterns once, with their channels, names included."""
+        run = secrets.token_hex(4)
+        async with (
+            quick_backplane(prefix_url) as outside,
+            quick_backplane(prefix_url) as backplane,
+            backplane.subscribe(f"{run}.*.b", f"{run}.x*", f"{run}.x.b") as messages,
+        ):
+            for channel in ("a.b", "a.c", "x.b", "y", "x", "last.b"):
+                await outside.publish(f"{run}.{channel}", channel)
+            received = sorted([(await next_message(messages)).channel for _ in range(4)])
+            assert received == sorted(f"{run}.{channel}" for channel in ("a.b", "x.b", "x", "last.b"))
+
+    async def test_a_lost_link_is_one_gap_of_a_pattern(
+        self, prefix_url: str, brokered_url: str, proxy: FaultProxy
+    ) -> None:
+        """A pattern receives again by itself after a cut, with one gap unless the adapter resumes."""
+        resumes = broadcaster_from_url(prefix_url).capabilities.resumes
+        async with proxy, quick_backplane(proxy.url) as backplane, quick_backplane(brokered_url) as outside:
+            async with backplane.subscribe("a.*") as messages:
+                await outside.publish("a.x", "before")
+                assert (await next_message(messages)).data == "before"
+                proxy.refuse()
+                await reaches_state(backplane, "degraded")
+                await outside.publish("a.y", "during")
+                proxy.heal()
+                await reaches_state(backplane, "live")
+                await outside.publish("a.z", "after")
+                async with asyncio.timeout(60):
+                    received = [await anext(messages) for _ in range(2)]
+            shown = [(item.channel, "gap" if isinstance(item, Gap) else item.data) for item in received]
+            assert shown == ([("a.y", "during"), ("a.z", "after")] if resumes else [("a.*", "gap"), ("a.z", "after")])
 
 
 def _prefixes(worker: Worker) -> SupportsPrefixes:

@@ -63,6 +63,11 @@ class LocalClient(ControlledClient, Protocol):
         ...
 
     @property
+    def patterns(self) -> Collection[str]:
+        """The patterns it has joined."""
+        ...
+
+    @property
     def outbox(self) -> Outbox:
         """What waits for it."""
         ...

@@ -487,7 +487,7 @@ class Runtime:
             gaps=hub.gaps.reported,
             last_gap_seconds_ago=_since(hub.gaps.last_reported_at, now),
             last_gap_reason=hub.gaps.last_reason,
-            channels=len(hub.channels) - (0 if self._bus is None else self._bus.topics),
+            channels=len(hub.channels) + len(hub.patterns.subscribed) - (0 if self._bus is None else self._bus.topics),
             connections=len(self.clients),
             handed_over=self.clients.handed_over,
             closing=len(self.policy.turns) + self.clients.retiring,

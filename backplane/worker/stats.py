@@ -56,11 +56,15 @@ class RuntimeStats(StatsSource):
             self._top_channels.forget()
 
     def channels(self, query: ChannelQuery, /) -> dict[str, Any]:
-        """Return a part of its channels, without those of this package itself."""
+        """Return a part of its channels and patterns, without the channels of this package itself."""
         names = None if query.names is None else frozenset(query.names)
+        hub = self._runtime.hub
+        counts = {name: len(subscribers) for name, subscribers in hub.channels.items()}
+        for pattern, subscribers in hub.patterns.subscribed.items():  # a channel can have the same text
+            counts[pattern] = counts.get(pattern, 0) + len(subscribers)
         found = [
-            (name, len(subscribers))
-            for name, subscribers in self._runtime.hub.channels.items()
+            (name, count)
+            for name, count in counts.items()
             if name.startswith(query.prefix)
             and not name.startswith(RESERVED_PREFIX)
             and (names is None or name in names)
@@ -108,7 +112,7 @@ class RuntimeStats(StatsSource):
 
     @staticmethod
     def _is_meant(client: LocalClient, query: ConnectionQuery) -> bool:
-        return (query.channel is None or query.channel in client.channels) and (
+        return (query.channel is None or query.channel in client.channels or query.channel in client.patterns) and (
             query.client is None or query.client in (client.id, name_of(client))
         )
 
@@ -119,7 +123,7 @@ class RuntimeStats(StatsSource):
             case "dropped":
                 return client.outbox.dropped
             case "channels":
-                return len(client.channels)
+                return len(client.channels) + len(client.patterns)
             case "opened":
                 return self._opened_at(client)
 
@@ -132,8 +136,8 @@ class RuntimeStats(StatsSource):
             **describe_client(client, self._runtime.affinity.loop.time()),
             "position": f"{value!r}:{client.id}",
             "opened_at": self._opened_at(client),
-            "channel_count": len(client.channels),
-            "channels": sorted(client.channels)[:most_channels],
+            "channel_count": len(client.channels) + len(client.patterns),
+            "channels": sorted({*client.channels, *client.patterns})[:most_channels],
         }
 
 

@@ -64,13 +64,15 @@ async def testify(runtime: Runtime, question: Question, seconds: float) -> Worke
     """Return what this worker knows, once a path test has arrived, or has not within `seconds`."""
     channel, hub, broker = question.channel, runtime.hub, runtime.broker_subscriptions
     test_received = None
-    if question.test and channel in hub.channels:
+    if question.test and (channel in hub.channels or hub.patterns.match(channel) is not None):
         test_received = await runtime.path_tests.wait(channel, _test_id(question.test), seconds)
     is_meant = _matcher(question.client)
     clients = [] if question.client is None else await _clients(runtime, question, is_meant)
     now, worker, health = _now(), runtime.members().own(), runtime.health()
     joined, published = hub.channels.get(channel), runtime.published_channels
-    subscribers = len(joined or ())
+    if joined is None and (matched := hub.patterns.match(channel)) is not None:
+        joined = matched.counts
+    subscribers = hub.audience(channel)
     others = (each for each in runtime.members().workers() if each.is_alive and each != worker)
     return WorkerEvidence(
         worker=worker.id,
@@ -88,8 +90,8 @@ async def testify(runtime: Runtime, question: Question, seconds: float) -> Worke
         messages=None if joined is None else joined.messages,
         last_message_seconds_ago=None if joined is None else _seconds_since(joined.last_received_at),
         published_seconds_ago=published.seconds_ago(channel),
-        wanted=channel in broker.wanted,
-        confirmed=channel in broker.confirmed,
+        wanted=channel in broker.wanted or hub.patterns.is_wanted(channel, confirmed=False),
+        confirmed=channel in broker.confirmed or hub.patterns.is_wanted(channel, confirmed=True),
         refused=broker.refusal(channel) or "",
         in_gap=channel in hub.gaps.opened,
         test_received=test_received,
@@ -130,9 +132,10 @@ async def _clients(
     found: list[ClientEvidence] = []
     joined = runtime.hub.channels.get(question.channel)
     last = [] if joined is None else [token and token.hex() for token in joined.excluded or ()]
+    patterns = runtime.hub.patterns.texts(question.channel)
     for number, client in enumerate(tuple(_consumers(runtime)), 1):
         if is_meant(client.id, name_of(client)):
-            found.append(_client(client, question.channel, last, with_near=len(found) < _MAX_WITH_NEAR))
+            found.append(_client(client, question.channel, patterns, last, with_near=len(found) < _MAX_WITH_NEAR))
             if len(found) == _MAX_CLIENTS:
                 break
         if number % _SLICE == 0:
@@ -141,10 +144,15 @@ async def _clients(
 
 
 def _client(
-    client: LocalClient | Subscription, channel: str, last: Sequence[str | bytes | None], *, with_near: bool
+    client: LocalClient | Subscription,
+    channel: str,
+    patterns: Sequence[str],
+    last: Sequence[str | bytes | None],
+    *,
+    with_near: bool,
 ) -> ClientEvidence:
-    """Return what is known of a client, with whom the last messages of the channel exclude."""
-    joined = channel in client.channels
+    """Return what is known of a client, with the patterns of the channel, and whom its last messages exclude."""
+    joined = channel in client.channels or any(pattern in client.patterns for pattern in patterns)
     return ClientEvidence(
         **describe_client(client, _now()),
         last_messages=len(last),

@@ -409,6 +409,7 @@ class FakeClient:
         id: Its name.
         user: Its user.
         channels: Its channels.
+        patterns: Its patterns.
         closes: The codes and reasons of its closes, with whether each was at once.
         sent: What the application sent to it.
         is_over: Whether it has ended; set by the test.
@@ -423,6 +424,7 @@ class FakeClient:
         self.id = id
         self.user = user
         self.channels: list[str] = list(channels)
+        self.patterns: list[str] = []
         self.closes: list[tuple[str, int, str]] = []
         self.sent: list[str | bytes] = []
         self.is_over = False

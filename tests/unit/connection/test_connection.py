@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal, assert_type
 
 import pytest
 from pydantic import BaseModel, TypeAdapter
 
+from backplane import Backlog, Backplane
+from backplane.connection.driver import ConnectionDriver
 from backplane.connection.limits import Limits
 from backplane.connection.policy import ConnectionPolicy
 from backplane.errors import (
@@ -21,9 +24,11 @@ from backplane.errors import (
     JoinRefusedError,
     TooManyChannelsError,
 )
+from backplane.fanout.outbox import Outbox
 from backplane.journal.journal import Journal
 from backplane.message import ALL
 from tests.unit.connection.world import (
+    RELOAD,
     World,
     bounded,
     finish,
@@ -34,9 +39,11 @@ from tests.unit.connection.world import (
 )
 from tests.unit.doubles import Gate, until_idle
 from tests.unit.kit import WAIT_SECONDS
-from tests.unit.sockets import driver_of
+from tests.unit.sockets import FakeSocket, driver_of
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from backplane.connection.connection import Connection
     from backplane.connection.policy import Authorize
 
@@ -179,6 +186,127 @@ async def test_authorize(world: World, authorize: Authorize) -> None:
     world.deliver("mine", "1")
     await socket.receives("1")
     assert (list(connection.channels), what_happened(policy)) == (["mine"], {"refused_joins": 1})
+
+
+@asynccontextmanager
+async def patterned(
+    policy: ConnectionPolicy, **options: Any
+) -> AsyncGenerator[tuple[Backplane, Connection, FakeSocket]]:
+    """Return a connection over an adapter with patterns, and what publishes to it."""
+    async with Backplane("memory://") as backplane, backplane.subscribe("other"):
+        running = backplane._runtime  # pyright: ignore[reportPrivateUsage]
+        assert running is not None
+        socket = FakeSocket()
+        driver = ConnectionDriver(socket, running.hub, Outbox(Backlog()), policy, **options)
+        driver.accepted()
+        yield backplane, driver.connection, socket
+        await driver.closing.abandon()
+
+
+@pytest.mark.parametrize("authorize", [allow_now, allow_later], ids=["sync", "async"])
+async def test_authorize_pattern(authorize: Authorize) -> None:
+    """The application decides about every pattern, apart from channels; what it allows is received once."""
+    policy = ConnectionPolicy(authorize=refuse_all, authorize_pattern=authorize)
+    async with patterned(policy, context="a.*") as (backplane, connection, socket):
+        with pytest.raises(JoinRefusedError, match=r"^this client may not join pattern '\*'$"):
+            await connection.join_pattern("*")
+        await connection.join_pattern("a.*")
+        await connection.join_pattern("a.*")
+        await backplane.publish("a.x", "1")
+        await backplane.publish("b", "2")
+        await backplane.publish("a.*", "3")
+        await socket.receives("1", "3")
+        assert (list(connection.channels), list(connection.patterns)) == ([], ["a.*"])
+        await connection.leave_pattern("a.*")
+        await connection.leave_pattern("a.*")
+        assert (list(connection.patterns), what_happened(policy)) == ([], {"refused_joins": 1})
+
+
+async def test_no_pattern_without_authorize_pattern() -> None:
+    """No client joins a pattern by default, whatever `authorize` allows; the error names what decides."""
+    policy = ConnectionPolicy(authorize=lambda *_: True)
+    async with patterned(policy) as (_, connection, _):
+        with pytest.raises(JoinRefusedError, match="authorize_pattern"):
+            await connection.join_pattern("a.*")
+        assert what_happened(policy) == {"refused_joins": 1}
+
+
+async def test_join_of_a_pattern_is_a_plain_name() -> None:
+    """`join` takes a `*` as itself, also where patterns are permitted."""
+    async with patterned(ConnectionPolicy(authorize_pattern=lambda *_: True)) as (backplane, connection, socket):
+        await connection.join("a.*")
+        await backplane.publish("a.x", "1")
+        await backplane.publish("a.*", "2")
+        await socket.receives("2")
+        assert (list(connection.channels), list(connection.patterns)) == (["a.*"], [])
+
+
+@pytest.mark.parametrize("pattern", ["a.x", "", "$backplane/*", "*" * 300])
+async def test_what_is_no_pattern(pattern: str) -> None:
+    """Without a `*` it is a channel, and reserved channels are out of reach."""
+
+    def authorize(_: Connection, name: str) -> bool:
+        pytest.fail(f"asked about {name!r}")
+
+    async with patterned(ConnectionPolicy(authorize_pattern=authorize)) as (_, connection, _):
+        with pytest.raises(InvalidChannelError):
+            await connection.join_pattern(pattern)
+
+
+async def test_a_pattern_counts_as_a_channel() -> None:
+    """Channels and patterns together are limited, those of joins under way too."""
+    policy = ConnectionPolicy(limits=Limits(max_channels=2), authorize_pattern=allow_all_later)
+    async with patterned(policy) as (_, connection, _):
+        await connection.join("a")
+        joins = [connection.join_pattern(pattern) for pattern in ("a*", "b*", "c*")]
+        errors = [type(error) for error in await asyncio.gather(*joins, return_exceptions=True) if error]
+        assert (errors, len(connection.patterns)) == ([TooManyChannelsError] * 2, 1)
+        with pytest.raises(TooManyChannelsError):
+            await connection.join("b")
+
+
+async def test_a_connection_that_ends_is_in_no_pattern() -> None:
+    """Its end leaves every pattern, one whose join is under way too; afterwards none can be joined."""
+    gate, asked = Gate(), asyncio.Event()
+
+    async def authorize(*_: object) -> bool:
+        asked.set()
+        await gate.passage()
+        return True
+
+    async with patterned(ConnectionPolicy(authorize_pattern=authorize)) as (backplane, connection, _):
+        await connection.join_pattern("a*")
+        asked.clear()
+        gate.close()
+        joining = asyncio.create_task(connection.join_pattern("b*"))
+        await asked.wait()
+        await connection.close()
+        gate.open()
+        with pytest.raises(ClosedError):
+            await bounded(joining)
+        with pytest.raises(ClosedError):
+            await connection.join_pattern("c*")
+        running = backplane._runtime  # pyright: ignore[reportPrivateUsage]
+        assert running is not None
+        assert (running.hub.patterns.subscribed, list(connection.patterns)) == ({}, [])
+
+
+async def test_a_gap_of_a_pattern_closes_as_any_other() -> None:
+    """After a loss the client is asked to come back, and to reload."""
+    policy = ConnectionPolicy(authorize_pattern=lambda *_: True, reload_delay=lambda: 0.0)
+    async with patterned(policy) as (backplane, connection, socket):
+        await connection.join_pattern("a*")
+        running = backplane._runtime  # pyright: ignore[reportPrivateUsage]
+        assert running is not None
+        running.hub.gap(ALL, "lost some")
+        await socket.until(lambda: socket.closed != [])
+        assert socket.closed == [RELOAD]
+
+
+async def allow_all_later(*_: object) -> bool:
+    """Allow everything, after a while."""
+    await asyncio.sleep(0)
+    return True
 
 
 async def test_context_can_be_replaced(world: World) -> None:
