@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from backplane.errors import ConfigurationError
 from backplane.integrations.feed import notify_gap
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from backplane.integrations.feed import GapCallback
 
 __all__ = ["Broadcast", "Event", "Subscriber", "Unsubscribed"]
+
+# What all channels share on brokers where each channel of encode/broadcaster has its own.
+_ONE_FOR_ALL: Final = {"postgres": "NOTIFY channel", "postgresql": "NOTIFY channel", "kafka": "topic"}
 
 
 @dataclass(slots=True)
@@ -59,13 +62,14 @@ class Broadcast:
         url: The URL of a broker, or the application's `Backplane`, which it starts and stops. `redis-stream://` is not
             known. Defaults to the environment variable `BACKPLANE_URL`.
         plain: Whether to publish without the header of backplane, as `wire_format=plain` in the URL does: needed while
-            workers run encode/broadcaster on the same Redis. Not with a `Backplane`, whose URL has the option.
+            workers run encode/broadcaster on the same Redis. Not with a `Backplane`, whose URL has the option, and not
+            with PostgreSQL or Kafka, where encode/broadcaster uses a channel or topic of the broker for each channel.
         on_gap: Called with a `Gap`, for each subscription, where events may be missing, in its place between them; a
             function or a coroutine function. What it raises is logged. Defaults to nothing: the gap is logged.
         backlog: What may wait for one subscriber. Defaults to 1 MiB and 1,024 messages.
 
     Raises:
-        ConfigurationError: The URL is wrong, or `plain` is given with a `Backplane`.
+        ConfigurationError: The URL is wrong, or `plain` is given where it cannot be.
         MissingDependencyError: The adapter's client library is not installed.
     """
 
@@ -80,6 +84,11 @@ class Broadcast:
         if plain:
             if not isinstance(url, str):
                 raise ConfigurationError("plain needs a URL: give a Backplane the option wire_format=plain in its own")
+            if (own := _ONE_FOR_ALL.get(url.partition(":")[0])) is not None:
+                raise ConfigurationError(
+                    f"plain is for Redis: encode/broadcaster has a {own} of the broker for each channel, backplane one "
+                    "for all, so its workers cannot run side by side with these"
+                )
             url += f"{'&' if '?' in url else '?'}wire_format=plain"
         self._lease = Lease(url)
         self._on_gap = on_gap

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
-from contextlib import AsyncExitStack, ExitStack, contextmanager
-from functools import partial
-from pathlib import Path
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import httpx2
 import pytest
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import connect
 
 from backplane.integrations.django_channels import BackplaneChannelLayer
-from tests.brokers.process import free_port
 from tests.e2e.brokers import by_default_on
-from tests.server_process import server_process
+from tests.e2e.two_servers import received, two_servers
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
-
-_SECONDS = 60
-_APP_FOLDER = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -33,42 +25,10 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
     return "asyncio", {"use_uvloop": True}
 
 
-@contextmanager
-def two_servers(url: str, folder: Path) -> Generator[list[int]]:
-    """Run two servers, and return their ports."""
-    with ExitStack() as stack:
-        ports = [free_port(), free_port()]
-        processes = [
-            stack.enter_context(
-                server_process(
-                    [sys.executable, "-m", "uvicorn", "channels_app:app", "--port", str(port), "--lifespan", "off"],
-                    folder,
-                    cwd=_APP_FOLDER,
-                    name=f"server-{port}",
-                    environment={"BACKPLANE_URL": url},
-                )
-            )
-            for port in ports
-        ]
-        for process in processes:
-            process.wait_until(partial(_listens, process.log), "it listens", seconds=60)
-        yield ports
-
-
-def _listens(log: Path) -> bool:
-    return "running on" in log.read_text()
-
-
-async def received(client: ClientConnection) -> str:
-    """Return the next message."""
-    async with asyncio.timeout(_SECONDS):
-        return str(await client.recv())
-
-
 @by_default_on("ipc", "redis")
 async def test_two_servers(broker_url: str, tmp_path: Path) -> None:
     """Consumers of both kinds receive what consumers, a synchronous view and another process send to their group."""
-    with two_servers(broker_url, tmp_path) as (one, two):
+    with two_servers("channels_app", broker_url, tmp_path, "--lifespan", "off") as (one, two):
         async with AsyncExitStack() as stack:
             ada, bob, eve = [
                 await stack.enter_async_context(connect(f"ws://127.0.0.1:{port}/{path}"))

@@ -6,10 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
-from functools import partial
-from pathlib import Path
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,19 +14,16 @@ import socketio  # type: ignore[import-untyped]
 
 from backplane.integrations.socketio import BackplaneManager, SyncBackplaneManager
 from tests.brokers.broker import ProcessBroker
-from tests.brokers.process import free_port
 from tests.e2e.brokers import by_default_on
-from tests.server_process import server_process
+from tests.e2e.two_servers import SECONDS, two_servers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
+    from pathlib import Path
 
     from tests.conftest import StartRedis
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
-
-_SECONDS = 60
-_APP_FOLDER = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -39,29 +33,10 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 
 @contextmanager
-def two_servers(url: str, folder: Path) -> Generator[list[str]]:
+def socketio_servers(url: str, folder: Path) -> Generator[list[str]]:
     """Run two servers, and return their URLs."""
-    with ExitStack() as stack:
-        ports = [free_port(), free_port()]
-        processes = [
-            stack.enter_context(
-                server_process(
-                    [sys.executable, "-m", "uvicorn", "socketio_app:app", "--port", str(port)],
-                    folder,
-                    cwd=_APP_FOLDER,
-                    name=f"server-{port}",
-                    environment={"BACKPLANE_URL": url},
-                )
-            )
-            for port in ports
-        ]
-        for process in processes:
-            process.wait_until(partial(_listens, process.log), "it listens", seconds=60)
+    with two_servers("socketio_app", url, folder) as ports:
         yield [f"http://127.0.0.1:{port}" for port in ports]
-
-
-def _listens(log: Path) -> bool:
-    return "running on" in log.read_text()
 
 
 class Client:
@@ -88,12 +63,12 @@ class Client:
 
     async def received(self) -> tuple[str, Any]:
         """Return the next event."""
-        async with asyncio.timeout(_SECONDS):
+        async with asyncio.timeout(SECONDS):
             return await self.events.get()
 
     async def call(self, method: str, **arguments: Any) -> str:
         """Make the server of this client call one of its methods."""
-        return str(await self.io.call("call", (method, arguments), timeout=_SECONDS))
+        return str(await self.io.call("call", (method, arguments), timeout=SECONDS))
 
 
 @asynccontextmanager
@@ -102,7 +77,7 @@ async def clients_of(*urls: str) -> AsyncGenerator[list[Client]]:
     async with AsyncExitStack() as stack:
         clients = [Client() for _ in urls]
         for client, url in zip(clients, urls, strict=True):
-            await client.io.connect(url, transports=["websocket"], wait_timeout=_SECONDS)
+            await client.io.connect(url, transports=["websocket"], wait_timeout=SECONDS)
             stack.push_async_callback(client.io.shutdown)
         yield clients
 
@@ -110,7 +85,7 @@ async def clients_of(*urls: str) -> AsyncGenerator[list[Client]]:
 @by_default_on("ipc", "redis")
 async def test_two_servers(broker_url: str, tmp_path: Path) -> None:
     """Rooms, acknowledgements, disconnects and emits of other processes work on both servers as they do on one."""
-    with two_servers(broker_url, tmp_path) as (one, two):
+    with socketio_servers(broker_url, tmp_path) as (one, two):
         async with clients_of(one, two, two) as (ada, bob, eve):
             # To all, and to all but one.
             assert await ada.call("emit", event="news", data={"id": 1}, skip_sid=ada.sid) == "done"
@@ -123,7 +98,7 @@ async def test_two_servers(broker_url: str, tmp_path: Path) -> None:
             assert await bob.call("emit", event="in r", data=[1, None], room="r") == "done"
             assert [await ada.received(), await bob.received()] == [("in r", [1, None])] * 2
             # An acknowledgement comes back from the other server.
-            assert await ada.io.call("ask", (bob.sid, "who"), timeout=_SECONDS) == f"who {bob.sid}"
+            assert await ada.io.call("ask", (bob.sid, "who"), timeout=SECONDS) == f"who {bob.sid}"
             # Left on the other server, and closed.
             assert await ada.call("leave_room", sid=bob.sid, room="r") == "done"
             assert await ada.call("emit", event="in r", data=2, room="r", skip_sid=ada.sid) == "done"
@@ -142,7 +117,7 @@ async def test_two_servers(broker_url: str, tmp_path: Path) -> None:
             assert await ada.call("disconnect", sid=bob.sid) == "done"
             await asyncio.to_thread(script.disconnect, eve.sid, "/")
             await writer.disconnect(ada.sid, "/")
-            async with asyncio.timeout(_SECONDS):
+            async with asyncio.timeout(SECONDS):
                 for client in (ada, bob, eve):
                     await client.disconnected.wait()
             assert [client.events.qsize() for client in (ada, bob, eve)] == [0, 0, 0]
@@ -154,7 +129,7 @@ async def test_outage(private_redis: StartRedis, tmp_path: Path) -> None:
     """After a restart of the broker both servers receive again, and their clients are notified of the gap."""
     broker = private_redis()
     assert isinstance(broker, ProcessBroker)
-    with two_servers(broker.url, tmp_path) as (one, two):
+    with socketio_servers(broker.url, tmp_path) as (one, two):
         async with clients_of(one, two) as (ada, bob):
             await asyncio.to_thread(broker.kill9)
             assert await ada.call("emit", event="lost", data=1) in (

@@ -87,6 +87,16 @@ def test_plain_needs_a_url() -> None:
             Broadcast(url, plain=True)
 
 
+@pytest.mark.parametrize(
+    ("url", "own"), [("postgres://x", "NOTIFY channel"), ("postgresql://x", "NOTIFY channel"), ("kafka://x", "topic")]
+)
+def test_plain_is_refused_where_the_channels_are_others(url: str, own: str) -> None:
+    """On PostgreSQL and Kafka no option makes workers with encode/broadcaster and with this receive each other."""
+    with pytest.raises(ConfigurationError, match=f"has a {own} of the broker for each channel"):
+        Broadcast(url, plain=True)
+    Broadcast(url)
+
+
 async def test_beside_encode_broadcaster(redis_broker: Broker) -> None:
     """Workers with encode/broadcaster and workers with this receive each other, while `plain` is set."""
     old: Any = broadcaster.Broadcast(redis_broker.url)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
+from channels_redis.pubsub import RedisPubSubChannelLayer  # type: ignore[import-untyped]
 
 from backplane import (
     BrokerUnavailableError,
@@ -174,24 +175,24 @@ async def test_restart_of_redis(private_redis: StartRedis) -> None:
 
 
 async def test_beside_channels_redis(redis_broker: Broker) -> None:
-    """With `wire_format=plain` the messages of a group on Redis are those of channels_redis' pub/sub layer."""
-    import msgpack  # type: ignore[import-untyped]
-    from redis.asyncio import Redis
-
-    layer = BackplaneChannelLayer(f"{redis_broker.url}?wire_format=plain")
-    channel = await layer.new_channel()
-    await layer.group_add("chat", channel)
-    client: Any = Redis
-    async with client.from_url(redis_broker.url) as link, link.pubsub() as old:
-        await old.subscribe("asgi__group__chat")
-        await layer.group_send("chat", HELLO)
-        published: Any = None
-        while published is None or published["type"] != "message":
-            published = await old.get_message(timeout=120)
-        assert msgpack.unpackb(published["data"]) == HELLO
-        await link.publish("asgi__group__chat", msgpack.packb({"type": "old"}))
-    assert [await received(layer, channel) for _ in range(2)] == [HELLO, {"type": "old"}]
-    await layer.close()
+    """With `wire_format=plain` this and channels_redis' pub/sub layer have the same groups; each sends to its own."""
+    new = BackplaneChannelLayer(f"{redis_broker.url}?wire_format=plain")
+    old: Any = RedisPubSubChannelLayer(hosts=[redis_broker.url])
+    layers, channels = (new, old), [await new.new_channel(), await old.new_channel()]
+    for layer, channel in zip(layers, channels, strict=True):
+        await layer.group_add("chat", channel)
+    for sender in layers:
+        await sender.group_send("chat", {**HELLO, "of": type(sender).__name__})
+        for layer, channel in zip(layers, channels, strict=True):
+            assert await received(layer, channel) == {**HELLO, "of": type(sender).__name__}
+    await old.group_discard("chat", channels[1])
+    await old.send(channels[0], {"type": "lost"})  # to one consumer of the other kind: each has its own channels
+    await new.send(channels[1], {"type": "lost"})
+    for layer, channel in zip(layers, channels, strict=True):
+        await layer.send(channel, {"type": "own"})
+        assert await received(layer, channel) == {"type": "own"}
+    await new.close()
+    await old.flush()
 
 
 async def test_names_and_options(layer: BackplaneChannelLayer) -> None:
