@@ -74,6 +74,7 @@ class Histories:
             rules,
             broadcaster,
             follows=capabilities.resumes,
+            parts=capabilities.parts,
             settings=settings,
             statistics=statistics,
             journal=journal,

@@ -60,6 +60,8 @@ class HistoryHub(Hub):
         adapter: What keeps them.
         follows: The adapter continues without loss after a lost link, and reports a gap wherever a message is missing:
             its channels are in doubt only where a join needs their history.
+        parts: A part of the link can be down while it is live. That is a lost link to the channels of that part: they
+            stay in doubt until it is back, and their subscribers are not notified before.
         settings: The bounds.
         statistics: Where it counts.
         journal, prefixes, traffic: As for `Hub`.
@@ -75,6 +77,7 @@ class HistoryHub(Hub):
         adapter: SupportsHistory,
         *,
         follows: bool,
+        parts: bool = False,
         settings: Settings,
         statistics: Counters | None = None,
         journal: Journal | None = None,
@@ -84,6 +87,7 @@ class HistoryHub(Hub):
         super().__init__(broker_subscriptions, journal, prefixes=prefixes, traffic=traffic)
         self._rules = rules
         self._follows = follows
+        self._parts = parts
         self._settings = settings
         self._statistics = statistics or Counters()
         self._kept: dict[str, KeptChannel] = {}
@@ -281,7 +285,8 @@ class HistoryHub(Hub):
         self.gaps.notify_refused(refused)
 
     def _overdue(self, unconfirmed: Mapping[str, str]) -> None:
-        self._open_for_notice(unconfirmed)
+        if not self._parts:
+            self._open_for_notice(unconfirmed)
         self.gaps.notify_unconfirmed(unconfirmed)
 
     def _open_for_notice(self, channels: Iterable[str]) -> None:

@@ -153,10 +153,18 @@ class RedisCluster:
                 (at_target, "NODE", target_id),
                 (at_source, "NODE", target_id),
             ):
+                if state[0] == "NODE":
+                    self._move_keys(slots, at_source, target)
                 commands = node.pipeline(transaction=False)
                 for slot in slots:
                     commands.execute_command("CLUSTER SETSLOT", slot, *state)
                 commands.execute()
+
+    def _move_keys(self, slots: Sequence[int], source: Any, target: RedisProcess) -> None:
+        login = ("AUTH", self._password) if self._password else ()
+        for slot in slots:
+            while keys := source.execute_command("CLUSTER GETKEYSINSLOT", slot, 1):
+                source.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5_000, *login, "KEYS", *keys)
 
     def wait_until_whole(self) -> None:
         """Wait until every node that runs sees a whole cluster, and every primary has its replica."""

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from backplane import History
 from backplane.adapters.redis_cluster.slots import slot_of
 from backplane.journal.events import CHANNEL_UNCONFIRMED
 from tests.chaos.checker import CheckResult, GapSeen, check
-from tests.chaos.workload import QUICK, Workload, running
+from tests.chaos.kept import KEPT_QUICK
+from tests.chaos.workload import GREETING, QUICK, Workload, running
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 _CHANNELS_OF_NODE: Final = 4
+_MAX_KEPT: Final = 20_000
+_RULES: Final = {"chaos-*": History(max_messages=_MAX_KEPT, max_age_seconds=600)}
 # Logged as an error where a shard has no primary for longer than a second.
 _UNCONFIRMED: Final = CHANNEL_UNCONFIRMED.name
 # Longer than the node timeout of the cluster: its other nodes have noticed.
@@ -28,15 +32,27 @@ _OUTAGE_SECONDS: Final = 3.0
 
 
 class ClusterWorkload(Workload):
-    """A workload on some channels of each primary."""
+    """A workload on some channels of each primary.
 
-    def __init__(self, cluster: RedisCluster) -> None:
+    Args:
+        cluster: The cluster.
+        history: The rules of all participants.
+    """
+
+    def __init__(self, cluster: RedisCluster, history: Mapping[str, History] | None = None) -> None:
         self.cluster = cluster
         self.channels_of = {
             node.port: cluster.channels_of(node, _CHANNELS_OF_NODE, start="chaos-") for node in cluster.primaries()
         }
         channels = [channel for own in self.channels_of.values() for channel in own]
-        super().__init__(cluster.url, cluster.url, QUICK, lossless=False, channels=channels)
+        super().__init__(
+            cluster.url,
+            cluster.url,
+            KEPT_QUICK if history else QUICK,
+            lossless=False,
+            channels=channels,
+            history=history,
+        )
 
     async def all_delivered(self) -> None:
         """Wait until what is published on each channel reaches every subscriber."""
@@ -63,6 +79,43 @@ class ClusterWorkload(Workload):
                     total.faults.append(f"{publisher.name} on {channel}: publishes ended as {failed}")
         if not rebuilt:
             total.faults += [f"{one.name} has rebuilt its link" for one in self.participants if one.links > 1]
+        return total
+
+
+class KeptClusterWorkload(ClusterWorkload):
+    """The same, with a history for every channel."""
+
+    def __init__(self, cluster: RedisCluster) -> None:
+        super().__init__(cluster, _RULES)
+
+    async def check_kept(self, may_lose: Collection[str] = ()) -> CheckResult:
+        """Check that nothing is missing, that there is no gap, and that all have one order.
+
+        Args:
+            may_lose: Channels whose node was killed: of them a message that was confirmed can be lost with it. Who
+                received one that is not stored has a gap, at most two, and no one else has one.
+        """
+        total = CheckResult()
+        for channel in self.channels:
+            page = await self.participants[-1].backplane.history(channel, limit=_MAX_KEPT)
+            words = [str(message.data).split() for message in page.messages]
+            stored = {(name, int(number)) for name, number, *_ in words if number != GREETING}
+            published: dict[str, list[Outcome]] = {one.name: list(one.outcomes[channel]) for one in self.publishers}
+            if channel in may_lose:
+                for name, outcomes in published.items():
+                    for number, outcome in enumerate(outcomes):
+                        if outcome == "ok" and (name, number) not in stored:
+                            outcomes[number] = "unknown"
+            for subscriber in self.subscribers:
+                seen = subscriber.seen[channel]
+                was_lost = any(event not in stored for event in seen if not isinstance(event, GapSeen))
+                is_lossy = channel in may_lose and was_lost
+                found = check(published, seen, max_gaps=2 if is_lossy else 0, lossless=not is_lossy)
+                total.faults += [f"{subscriber.name} on {channel}: {fault}" for fault in found.faults]
+                if is_lossy and not found.gaps:
+                    total.faults.append(f"{subscriber.name} on {channel}: no gap follows what was lost")
+                total.gaps += found.gaps
+                total.lost += found.lost
         return total
 
 
@@ -123,6 +176,39 @@ async def test_a_killed_primary_concerns_one_shard(whole: RedisCluster) -> None:
         await workload.recovered()
     result = workload.check_shards(workload.channels_of[primary.port], max_gaps=2)
     assert (result.faults, result.gaps > 0) == ([], True)
+
+
+async def test_a_history_survives_a_move_and_a_failover(whole: RedisCluster) -> None:
+    """Where slots move with their keys, and a replica takes over by agreement, kept channels have no gap."""
+    async with running(KeptClusterWorkload(whole), _UNCONFIRMED) as workload:
+        source, target, other = whole.primaries()
+        own = workload.channels_of[source.port]
+        slots = [slot_of(channel.encode()) for channel in own]
+        await asyncio.to_thread(whole.move_slots, slots, source, target)
+        await workload.all_delivered()
+        await asyncio.to_thread(whole.failover, other)
+        await workload.all_delivered()
+        await asyncio.to_thread(whole.move_slots, slots, target, source)
+        await workload.all_delivered()
+        await workload.recovered()
+        result = await workload.check_kept()
+    assert (result.faults, result.gaps, result.lost) == ([], 0, 0)
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.full)])
+async def test_a_killed_primary_loses_no_history_unnoticed(times: int, whole: RedisCluster) -> None:
+    """After SIGKILL of a primary its replica has the history: all is delivered, or a gap follows what was lost."""
+    for _ in range(times):
+        async with running(KeptClusterWorkload(whole), _UNCONFIRMED) as workload:
+            primary = whole.primaries()[0]
+            replica = whole.replica_of(primary)
+            primary.kill9()
+            await asyncio.to_thread(whole.wait_until_promoted, replica)
+            primary.launch()
+            await workload.all_delivered()
+            await workload.recovered()
+            result = await workload.check_kept(workload.channels_of[primary.port])
+        assert result.faults == []
 
 
 @pytest.mark.full

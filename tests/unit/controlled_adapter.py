@@ -219,10 +219,11 @@ class ControlledHistoryAdapter(Adapter):
         *,
         brokered: bool = False,
         resumes: bool = False,
+        parts: bool = False,
         url: str | None = None,
         logs: dict[str, ControlledLog] | None = None,
     ) -> None:
-        super().__init__(brokered=brokered, resumes=resumes, url=url)
+        super().__init__(brokered=brokered, resumes=resumes, parts=parts, url=url)
         self.logs: dict[str, ControlledLog] = {} if logs is None else logs
         self.keep_gate = Gate()
         self.reply_gate = Gate()

@@ -469,6 +469,19 @@ async def test_an_unconfirmed_channel() -> None:
         assert unconfirmed.reason == "the broker has not confirmed the channel again: no place"
 
 
+async def test_a_channel_whose_part_of_the_link_is_down() -> None:
+    """It waits for its part as for a link: it is not notified meanwhile, and then gets what it missed."""
+    async with history_world(ControlledHistoryAdapter(parts=True)) as worker:
+        subscriber = await worker.joined("k")
+        worker.append("k", "1")
+        worker.adapter.unconfirmed["k"] = "its node is down"
+        worker.adapter.links[-1].revoked(["k"], "its node was lost")
+        worker.append("k", "2")
+        worker.broker_subscriptions.on_overdue({"k": "its node is down"})
+        worker.adapter.unconfirmed.clear()
+        assert await subscriber.receives(2) == ["1", "2"]
+
+
 async def test_a_notice_of_a_channel_that_misses_nothing() -> None:
     """A channel whose messages are proved has no gap where the broker reports that it is refused."""
     async with history_world() as worker:
