@@ -89,13 +89,16 @@ class LocalMirror(Broadcaster):
         self._source = source
         self._to_channel = channel
         self._channels = set[str]()
+        self._prefixes = set[str]()
         self._skips = _Skips(source)
         self._reading: asyncio.Task[None] | None = None
 
     @property
     def capabilities(self) -> Capabilities:
         """Nothing is published here, so nothing can be probed: each source detects a silent connection."""
-        return Capabilities(brokered=False, reach="network", publish_returns="sent", max_payload_bytes=2**24)
+        return Capabilities(
+            brokered=False, reach="network", publish_returns="sent", max_payload_bytes=2**24, patterns=True
+        )
 
     async def start(self, sink: Sink) -> None:
         """Connect, once."""
@@ -114,6 +117,7 @@ class LocalMirror(Broadcaster):
             reading.cancel()
             await asyncio.wait([reading])
         self._channels.clear()
+        self._prefixes.clear()
 
     async def publish(self, channel: str, payload: bytes) -> None:
         """Refuse: what is here belongs to others."""
@@ -126,6 +130,14 @@ class LocalMirror(Broadcaster):
     async def unsubscribe(self, channels: Collection[str]) -> None:
         """Deliver `channels` no more."""
         self._channels.difference_update(channels)
+
+    async def subscribe_prefixes(self, prefixes: Collection[str]) -> None:
+        """Deliver every channel that begins with one of `prefixes` from now on: for `feed.subscribe("prices.*")`."""
+        self._prefixes.update(prefixes)
+
+    async def unsubscribe_prefixes(self, prefixes: Collection[str]) -> None:
+        """Deliver channels because of `prefixes` no more."""
+        self._prefixes.difference_update(prefixes)
 
     async def _read(self, sink: Sink, opened: asyncio.Future[None]) -> None:
         """Connect, resolve `opened`, and deliver until the connection is lost."""
@@ -151,7 +163,9 @@ class LocalMirror(Broadcaster):
             return sink.gap(ALL, f"{self._source}: {item.reason}")
         with self._skips:
             channel = self._to_channel(item[0])
-            if channel in self._channels:
+            if channel is None:
+                return
+            if channel in self._channels or channel.startswith(tuple(self._prefixes)):
                 data = _data(item[1])
                 payload = data if isinstance(data, bytes | str) else json.dumps(data)
                 sink.deliver(channel, payload.encode() if isinstance(payload, str) else payload)

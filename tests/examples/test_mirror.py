@@ -386,6 +386,16 @@ async def test_payloads_and_bad_messages(caplog: pytest.LogCaptureFixture) -> No
     assert "secret" not in caplog.text
 
 
+async def test_patterns() -> None:
+    """The application's own consumers can subscribe to a pattern of what a local mirror delivers."""
+    played = Played()
+    async with mirrored(played.source, "prices.*", "other") as (_, messages):
+        items = await played.connected()
+        for name in ("sizes.eur", "prices.eur", "other", "$backplane/forged", "prices.usd"):
+            items.put_nowait((name, name.encode()))
+        assert [await data_of(messages) for _ in range(3)] == ["prices.eur", "other", "prices.usd"]
+
+
 async def test_no_publish_to_a_local_mirror() -> None:
     """A publish is refused, as the messages belong to others."""
     async with mirrored(Played().source, "a") as (feed, _):

@@ -33,6 +33,15 @@ async def test_publish_and_subscribe() -> None:
             assert repr(await one.get()) == """Event(channel='chat', message='{"id":1}')"""
 
 
+async def test_names_are_no_patterns() -> None:
+    """A `*` is a plain character of a name, which clients may have chosen."""
+    broadcast = Broadcast("memory://")
+    async with broadcast, broadcast.subscribe("chat.*") as subscriber:
+        await broadcast.publish("chat.private", "not for it")
+        await broadcast.publish("chat.*", "for it")
+        assert await subscriber.get() == Event("chat.*", "for it")
+
+
 async def test_end() -> None:
     """An iteration ends with `disconnect`, and so does `get`; before `connect` nothing works."""
     broadcast = Broadcast("memory://")

@@ -54,6 +54,18 @@ async def test_messages_of_joined_channels() -> None:
         assert await received(feed) == ("b", "3")
 
 
+async def test_names_are_no_patterns() -> None:
+    """A `*` is a plain character of a name, which clients may have chosen, at the join and at the leave."""
+    async with opened(Adapter()) as (backplane, feed):
+        await feed.join("a*")
+        await feed.join("b")
+        await backplane.publish("abc", "not for it")
+        await backplane.publish("a*", "for it")
+        assert await received(feed) == ("a*", "for it")
+        await feed.leave("a*")
+        assert set(feed.channels) == {"b"}
+
+
 async def test_slow_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where more waits than the bounds allow, the oldest is dropped, and each channel gets a gap before the next."""
     monkeypatch.setattr(module, "_BACKLOG", Backlog(when_full="drop_oldest", max_messages=2))
