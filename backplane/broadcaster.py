@@ -563,11 +563,20 @@ class SupportsTransactions(Protocol):
     For brokers that are the application's database. Implementing the method is enough to enable it.
     """
 
-    def transaction_statement(self, channel: str, payload: bytes) -> Statement:
+    def transaction_statement(
+        self, channel: str, payload: bytes, rule: History | None = None, *, key: bytes | None = None
+    ) -> Statement:
         """Return the statement that publishes `payload` when, and only when, the transaction around it commits.
 
         Does no I/O, and is called in any thread, whether or not the adapter is started. A payload over
         `capabilities.max_payload_bytes` never gets here.
+
+        Args:
+            channel: Where to.
+            payload: What.
+            rule: How much of this channel is kept, where it has a history: only of an adapter that is a
+                `SupportsHistory`, and the message gets its position at the commit.
+            key: As of `SupportsHistory.keep`.
         """
         ...
 

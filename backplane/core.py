@@ -189,7 +189,7 @@ class Backplane(CommandVerbs, ExplainVerbs, FigureVerbs, PresenceVerbs, SurveyVe
             None if self._tracing is None else self._tracing.tracer(self._source.adapter.url, self._pattern_of)
         )
         self._lifecycle = Lifecycle(self._source, self._make_runtime)
-        self._transactions = TransactionPublisher(lambda: self._source.adapter)
+        self._transactions = TransactionPublisher(lambda: self._source.adapter, self._history_rules, self._tracer)
         self._sync = WorkerPublisher(
             self,
             self._transactions,
@@ -402,7 +402,13 @@ class Backplane(CommandVerbs, ExplainVerbs, FigureVerbs, PresenceVerbs, SurveyVe
         return await self._lifecycle.running().publish(channel, data, exclude, idempotency_key)
 
     async def publish_in(
-        self, session: object, channel: str, data: object, *, exclude: Connection | str | None = None
+        self,
+        session: object,
+        channel: str,
+        data: object,
+        *,
+        exclude: Connection | str | None = None,
+        idempotency_key: str | bytes | None = None,
     ) -> None:
         """Publish `data` when, and only when, the transaction of `session` commits: on `postgres://`.
 
@@ -412,7 +418,10 @@ class Backplane(CommandVerbs, ExplainVerbs, FigureVerbs, PresenceVerbs, SurveyVe
 
         It is one statement of that transaction, and needs neither a start nor a link. After a rollback, also one to a
         savepoint, nothing is sent; and nothing of a transaction whose connection is lost before its commit. Messages
-        are sent in the order of the commits. They are not counted in `statistics`, and no span is made.
+        are sent in the order of the commits. With tracing a span covers the statement, and receivers are in its trace.
+        It is not counted in `statistics().published`, since a rollback may follow.
+
+        In a channel with a history, with `durable=true`, a message gets its position at the commit.
 
         Args:
             session: Where the transaction is: a session or connection of SQLAlchemy, asynchronous or not; a connection
@@ -421,15 +430,18 @@ class Backplane(CommandVerbs, ExplainVerbs, FigureVerbs, PresenceVerbs, SurveyVe
             channel: Where to.
             data: As for `publish`.
             exclude: As for `publish`.
+            idempotency_key: As for `publish`: a second message with it is dropped at the commit, without an error, in
+                transactions of the isolation level READ COMMITTED, which is the default.
 
         Raises:
             InvalidChannelError, InvalidDataError, PayloadTooLargeError: As for `publish`.
-            ConfigurationError: The adapter is not one of PostgreSQL; or the object is none of those, is in no
-                transaction, or is in another database. Nothing was sent.
+            ConfigurationError: The adapter is not one of PostgreSQL, or the channel has a history and the URL lacks
+                `durable=true`; or the object is none of those, is in no transaction, or is in another database. Nothing
+                was sent.
             Exception: What the library of the session raises where the server refuses the statement, and later the
                 commit.
         """
-        await self._transactions.publish(session, channel, data, exclude)
+        await self._transactions.publish(session, channel, data, exclude, idempotency_key)
 
     @asynccontextmanager
     async def subscribe(

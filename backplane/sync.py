@@ -12,17 +12,15 @@ Inside a web worker the ordinary `Backplane` has the same, for `def` endpoints a
 from __future__ import annotations
 
 import os
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from backplane.broker.registry import broadcaster_from_url
 from backplane.concurrency.affinity import refuse_in_event_loop
 from backplane.core import Backplane
 from backplane.errors import ConfigurationError
 from backplane.settings import Settings
 from backplane.synchronous.publisher import SyncPublisher, SyncTypedChannel
 from backplane.synchronous.publisher_thread import PublisherThreads
-from backplane.worker.transaction_publisher import TransactionPublisher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -89,7 +87,8 @@ class SyncBackplane(SyncPublisher):
             Backplane, url, settings=settings, history=history, control_secret=control_secret, tracing=tracing
         )
         backplane = make()
-        super().__init__(backplane, TransactionPublisher(cache(partial(broadcaster_from_url, url))))  # never opened
+        transactions = backplane._transactions  # pyright: ignore[reportPrivateUsage]  # its adapter is never opened
+        super().__init__(backplane, transactions)
         self._url = backplane.url
         self._threads = PublisherThreads(make, settings)
 

@@ -54,6 +54,18 @@ class PubSub(Protocol):
         """Publish `data`."""
         ...
 
+    async def publish_in(
+        self,
+        session: object,
+        channel: str,
+        data: object,
+        *,
+        exclude: Connection | str | None = None,
+        idempotency_key: str | bytes | None = None,
+    ) -> None:
+        """Publish `data` in a transaction."""
+        ...
+
     def subscribe(
         self, *channels: str, backlog: Backlog | None, since: Since, rewind: int, exact: bool
     ) -> AbstractAsyncContextManager[Subscription]:
@@ -133,6 +145,28 @@ class TypedChannel(Generic[ModelT]):
         channel = self.name(**placeholders)
         data = self.encode(message)
         return await self._backplane.publish(channel, data, exclude=exclude, idempotency_key=idempotency_key)
+
+    async def publish_in(
+        self,
+        session: object,
+        message: ModelT | Mapping[str, Any],
+        /,
+        *,
+        exclude: Connection | str | None = None,
+        idempotency_key: str | bytes | None = None,
+        **placeholders: object,
+    ) -> None:
+        """Publish `message` when, and only when, the transaction of `session` commits: see `Backplane.publish_in`.
+
+            await orders.publish_in(session, Order(...), id=42)
+
+        Raises:
+            InvalidDataError, TypeError, InvalidChannelError: As `publish`.
+            BackplaneError: As `Backplane.publish_in`.
+        """
+        channel = self.name(**placeholders)
+        data = self.encode(message)
+        await self._backplane.publish_in(session, channel, data, exclude=exclude, idempotency_key=idempotency_key)
 
     @asynccontextmanager
     async def subscribe(

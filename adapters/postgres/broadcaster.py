@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from backplane.adapters.postgres.connection import PostgresConnection
     from backplane.broadcaster import BrokerUrl, Options, Sink
     from backplane.findings import Finding
+    from backplane.history_rules import History
 
 __all__ = ["COMPARE_SECONDS", "PostgresBroadcaster", "PostgresOptions"]
 
@@ -165,7 +166,9 @@ class PostgresBroadcaster(Broadcaster):
         """Return how full the queue of notifications is, and whether sessions are left for all workers."""
         return await inspect_server(self._require_publisher().connection)
 
-    def transaction_statement(self, channel: str, payload: bytes) -> Statement:
+    def transaction_statement(
+        self, channel: str, payload: bytes, rule: History | None = None, *, key: bytes | None = None
+    ) -> Statement:
         """Return a statement with `pg_notify`: PostgreSQL sends notifications when their transaction commits."""
         return Statement(NOTIFY_IN, (self.options.notify, encode_message(channel, payload)), self._database)
 

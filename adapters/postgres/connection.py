@@ -31,7 +31,7 @@ ServerIdentity = tuple[str, str]
 # By a statement: a pooler refuses most parameters of the start-up message. Older servers lack some of these settings.
 _SET: Final = """
     SELECT count(set_config(name, wanted.setting, false)) FROM pg_settings JOIN (VALUES
-        ('idle_session_timeout', '0'), ('lock_timeout', '0'),
+        ('idle_session_timeout', '0'), ('lock_timeout', '0'), ('default_transaction_isolation', 'read committed'),
         ('tcp_keepalives_idle', '30'), ('tcp_keepalives_interval', '10'), ('tcp_keepalives_count', '3'),
         ('tcp_user_timeout', '30000')
     ) AS wanted (name, setting) USING (name)

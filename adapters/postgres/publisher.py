@@ -32,11 +32,19 @@ _MAX_BATCH_BYTES: Final = 1024 * 1024
 
 
 class _Waiting(NamedTuple):
-    """A message that waits to be sent, as the items of the statement's arrays."""
+    """A message that waits to be sent, as the items of the statement's arrays.
+
+    Attributes:
+        items: The items.
+        size: Bytes of its payload.
+        answer: What the caller waits for: `None`, or what the statement returns for it.
+        statement: Which statement sends it.
+    """
 
     items: list[Any]
     size: int
-    answer: asyncio.Future[None]
+    answer: asyncio.Future[Any]
+    statement: Any
 
 
 class Publisher:
@@ -70,7 +78,9 @@ class Publisher:
                 an answer.
             PublishOutcomeUnknownError: The session ended before the answer.
         """
-        size = len(payload)
+        await self._publish(self._items(channel, payload), len(payload), self._statement)
+
+    async def _publish(self, items: list[Any], size: int, statement: Any) -> Any:
         if self._pending_bytes and self._pending_bytes + size > self._max_pending_bytes:
             raise PublishError(
                 f"{self._pending_bytes:,} bytes await the server's answer; publish slower, or raise max_pending_bytes",
@@ -79,12 +89,12 @@ class Publisher:
             )
         if self.connection.loss is not None:
             raise unavailable("the link is lost")
-        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(self._items(channel, payload), size, answer))
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Waiting(items, size, answer, statement))
         self._pending_bytes += size
         if self._sending is None:  # it runs in the next pass of the event loop, and takes what comes until then
             self._sending = self.connection.start_task(self._send_queue())
-        await answer
+        return await answer
 
     def _items(self, channel: str, payload: bytes) -> list[Any]:
         """Return what a message is in a statement."""
@@ -98,7 +108,8 @@ class Publisher:
         """Send until nothing waits, or the session has ended."""
         try:
             while self._queue and self.connection.loss is None:
-                await self._send_batch(self._take())
+                if batch := self._take():
+                    await self._send_batch(batch)
         finally:
             self._sending = None
             self._settle(self._queue, unavailable("the link is lost"))
@@ -106,18 +117,21 @@ class Publisher:
 
     async def _send_batch(self, batch: list[_Waiting]) -> None:
         failure: Exception | None = None
+        results: list[Any] | None = None
+        statement = batch[0].statement
         try:
             items = [item for waiting in batch for item in waiting.items]
-            await self.connection.run(self._statement, self._notify, *self._values(items))
+            returned = await self.connection.run(statement, self._notify, *self._values(items))
+            results = None if statement is self._statement else returned
         except BrokerUnavailableError as error:
             failure = error
         except ASYNCPG_ERRORS as error:
             lost = self.connection.loss
             failure = publish_error(error) if lost is None else outcome_unknown(lost.reason)
-        self._settle(batch, failure)
+        self._settle(batch, failure, results)
 
     def _take(self) -> list[_Waiting]:
-        """Take the next messages off the queue, without those whose callers were cancelled."""
+        """Take the next messages of one statement off the queue, without those whose callers were cancelled."""
         batch: list[_Waiting] = []
         count = size = 0
         while self._queue and (not batch or (count < _MAX_BATCH and size < _MAX_BATCH_BYTES)):
@@ -125,17 +139,22 @@ class Publisher:
             if waiting.answer.done():
                 self._pending_bytes -= waiting.size
                 continue
+            if batch and waiting.statement is not batch[0].statement:
+                self._queue.appendleft(waiting)
+                break
             batch.append(waiting)
             count += len(waiting.items)
             size += waiting.size
         return batch
 
-    def _settle(self, batch: list[_Waiting] | deque[_Waiting], failure: Exception | None) -> None:
-        for waiting in batch:
+    def _settle(
+        self, batch: list[_Waiting] | deque[_Waiting], failure: Exception | None, results: list[Any] | None = None
+    ) -> None:
+        for number, waiting in enumerate(batch):
             self._pending_bytes -= waiting.size
             if waiting.answer.done():
                 continue
             if failure is None:
-                waiting.answer.set_result(None)
+                waiting.answer.set_result(None if results is None else results[number])
             else:
                 waiting.answer.set_exception(failure)

@@ -136,11 +136,6 @@ class NotificationReader:
         self.test_received: asyncio.Event = asyncio.Event()
         self.on_rows: Callable[[], None] = lambda: None
 
-    def deliver_row(self, name: str, payload: bytes) -> None:
-        """Pass on a row of the table, whose channel is written as in notifications."""
-        if (channel := self.wanted.find(name)) is not None:
-            self._deliver(channel, payload)
-
     def read(self, notification: str) -> None:
         """Take the next notification of the PostgreSQL channel."""
         head, _, body = notification.partition("\n")

@@ -110,7 +110,13 @@ class SyncPublisher(ABC):
         )
 
     def publish_in(
-        self, session: object, channel: str, data: object, *, exclude: Connection | str | None = None
+        self,
+        session: object,
+        channel: str,
+        data: object,
+        *,
+        exclude: Connection | str | None = None,
+        idempotency_key: str | bytes | None = None,
     ) -> None:
         """Publish `data` when, and only when, the transaction of `session` commits: on `postgres://`.
 
@@ -126,7 +132,7 @@ class SyncPublisher(ABC):
             Exception: What the library of the session raises where the server refuses the statement, and later the
                 commit.
         """
-        self._transactions.publish_sync(session, channel, data, exclude)
+        self._transactions.publish_sync(session, channel, data, exclude, idempotency_key)
 
     @abstractmethod
     def _run(self, verb: Callable[[AsyncPublisher], Coroutine[Any, Any, _T]]) -> _T:
@@ -263,3 +269,18 @@ class SyncTypedChannel(Generic[ModelT]):
         channel = self.name(**placeholders)
         data = self._typed.encode(message)
         return self._publisher.publish(channel, data, exclude=exclude, idempotency_key=idempotency_key)
+
+    def publish_in(
+        self,
+        session: object,
+        message: ModelT | Mapping[str, Any],
+        /,
+        *,
+        exclude: Connection | str | None = None,
+        idempotency_key: str | bytes | None = None,
+        **placeholders: object,
+    ) -> None:
+        """Publish `message` at the commit; raises as `TypedChannel.publish_in` and `SyncPublisher.publish_in`."""
+        channel = self.name(**placeholders)
+        data = self._typed.encode(message)
+        self._publisher.publish_in(session, channel, data, exclude=exclude, idempotency_key=idempotency_key)

@@ -66,8 +66,7 @@ class PostgresConfig:
     tls: bool = False
 
 
-_TABLES: Final = "".join(line.partition("--")[0] + " " for line in create_statements("backplane").splitlines())
-DURABLE: Final = PostgresConfig(sql=tuple(part.strip() for part in _TABLES.split(";") if part.strip()))
+DURABLE: Final = PostgresConfig(sql=(create_statements("backplane"),))
 """A server that has the tables of `durable=true`."""
 
 
@@ -276,8 +275,8 @@ class _PostgresContainer(ContainerBroker):
 
 def _execute(programs: Path, data: Path, statements: Sequence[str]) -> None:
     """Execute statements on the data of a server that does not run."""
-    command = [str(programs / "postgres"), "--single", "-D", str(data), "postgres"]
-    lines = "".join(f"{statement}\n" for statement in statements)
+    command = [str(programs / "postgres"), "--single", "-j", "-D", str(data), "postgres"]
+    lines = "".join(f"{statement};\n\n" for statement in statements)  # with -j that ends a statement
     subprocess.run(unprivileged(command), input=lines, text=True, check=True, capture_output=True)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg  # type: ignore[import-untyped]
 import pytest
 
-from backplane import Backlog, Backplane, BrokerError, Gap, PublishOutcomeUnknownError, Settings
+from backplane import Backlog, Backplane, BrokerError, Gap, History, PublishOutcomeUnknownError, Settings
 from tests.brokers.postgres import DURABLE, PostgresProcess
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ _END: Final = "end"
 class Load:
     """Publishers, of which some publish inside transactions that roll back or stay open, and subscribers.
 
+    Args:
+        url: Where to.
+        is_kept: The channel has a history.
+
     Attributes:
         confirmed: What was certainly published.
         unknown: What may have been.
@@ -45,8 +49,9 @@ class Load:
         received: What each subscriber has received, gaps as `None`.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, is_kept: bool = False) -> None:
         self._url = url
+        self._history = {"room": History(max_messages=100_000)} if is_kept else None
         self._over = asyncio.Event()
         self.confirmed: list[str] = []
         self.unknown: set[str] = set()
@@ -57,7 +62,8 @@ class Load:
         """Run the load until `faults` has ended, and each subscriber has received a last message."""
         async with AsyncExitStack() as stack:
             workers = [
-                await stack.enter_async_context(Backplane(self._url, settings=_SETTINGS)) for _ in range(_WORKERS)
+                await stack.enter_async_context(Backplane(self._url, settings=_SETTINGS, history=self._history))
+                for _ in range(_WORKERS)
             ]
             subscriptions = [
                 await stack.enter_async_context(worker.subscribe("room", backlog=_BACKLOG)) for worker in workers
@@ -73,6 +79,13 @@ class Load:
                     await faults()
                     self._over.set()
                 await self._publish_end(workers[0])
+
+    async def reaches(self, more: int) -> None:
+        """Wait until so many more are published."""
+        until = len(self.confirmed) + more
+        async with asyncio.timeout(120):
+            while len(self.confirmed) < until:
+                await asyncio.sleep(0.05)
 
     async def _receive(self, messages: Any, received: list[str | None]) -> None:
         async for item in messages:
@@ -169,11 +182,14 @@ async def session(url: str) -> AsyncGenerator[Any]:
         await connection.close()
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.full)])
-async def test_killed_sessions(kills: int, private_postgres: StartPostgres) -> None:
+@pytest.mark.parametrize(
+    ("kills", "is_kept"),
+    [(6, False), pytest.param(100, False, marks=pytest.mark.full), pytest.param(100, True, marks=pytest.mark.full)],
+)
+async def test_killed_sessions(kills: int, is_kept: bool, private_postgres: StartPostgres) -> None:
     """Sessions of workers are killed one after another: no message is lost, none comes twice, and there is no gap."""
     url = f"{private_postgres(DURABLE).url}?durable=true"
-    load = Load(url)
+    load = Load(url, is_kept=is_kept)
     killed = 0
 
     async def kill() -> None:
@@ -210,20 +226,75 @@ async def test_a_killed_server(private_postgres: StartPostgres) -> None:
     load.check(gaps=0)
 
 
+async def wait_for_commits(primary: PostgresProcess) -> None:
+    """Let commits of a primary wait for its standby from now on."""
+    async with session(primary.url) as connection:
+        await connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+        await connection.execute("SELECT pg_reload_conf()")
+        async with asyncio.timeout(60):
+            while not await connection.fetchval("SELECT true FROM pg_stat_replication WHERE sync_state = 'sync'"):
+                await asyncio.sleep(0.05)
+
+
+def both(primary: PostgresProcess, standby: PostgresProcess) -> str:
+    """Return a URL of two servers."""
+    return f"postgres://postgres@127.0.0.1:{primary.port},127.0.0.1:{standby.port}/postgres?durable=true"
+
+
 @pytest.mark.full
-async def test_a_promoted_standby(private_postgres: StartPostgres, tmp_path: Path) -> None:
-    """Numbers of transactions are used again on another timeline: one gap on each worker, and nothing twice."""
+@pytest.mark.parametrize("is_kept", [False, True])
+@pytest.mark.parametrize("is_synchronous", [True, False])
+async def test_a_promoted_standby(
+    is_synchronous: bool, is_kept: bool, private_postgres: StartPostgres, tmp_path: Path
+) -> None:
+    """Where commits wait for it nothing is lost, and there is no gap; else one on each worker. Nothing comes twice."""
     primary = private_postgres(DURABLE)
     assert isinstance(primary, PostgresProcess)
     with primary.standby(tmp_path) as standby:
-        load = Load(f"postgres://postgres@127.0.0.1:{primary.port},127.0.0.1:{standby.port}/postgres?durable=true")
+        if is_synchronous:
+            await wait_for_commits(primary)
+        load = Load(both(primary, standby), is_kept=is_kept)
 
         async def promote() -> None:
-            await asyncio.sleep(2)
+            await load.reaches(100)
             primary.kill9()
             await asyncio.to_thread(standby.promote)
-            await asyncio.sleep(2)
+            await load.reaches(100)
 
         await load.run(promote)
-    load.check(gaps=1)
-    assert [received.count(None) for received in load.received] == [1] * _WORKERS
+    gaps = 0 if is_synchronous else 1
+    load.check(gaps=gaps)
+    assert [received.count(None) for received in load.received] == [gaps] * _WORKERS
+
+
+@pytest.mark.full
+async def test_a_promoted_standby_that_has_lost_messages(private_postgres: StartPostgres, tmp_path: Path) -> None:
+    """Commits were to wait for it, and did not: a worker that has received what is lost reports it to all."""
+    primary = private_postgres(DURABLE)
+    assert isinstance(primary, PostgresProcess)
+    with primary.standby(tmp_path) as standby:
+        async with session(standby.url) as connection:
+            await connection.execute("ALTER SYSTEM SET primary_conninfo = ''")
+            await connection.execute("SELECT pg_reload_conf()")
+        async with session(primary.url) as connection:  # an application that does not wait for it
+            await connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+            await connection.execute("SELECT pg_reload_conf()")
+            async with (
+                Backplane(both(primary, standby), settings=_SETTINGS) as backplane,
+                backplane.subscribe("room") as messages,
+            ):
+                await connection.execute("SET synchronous_commit = local")
+                for number in range(3):
+                    async with connection.transaction():
+                        await backplane.publish_in(connection, "room", str(number))
+                async with asyncio.timeout(60):
+                    assert [str(getattr(await anext(messages), "data", "")) for _ in range(3)] == ["0", "1", "2"]
+                primary.kill9()
+                await asyncio.to_thread(standby.promote)
+                async with asyncio.timeout(60):
+                    gap = await anext(messages)
+                    assert isinstance(gap, Gap)
+                    assert "had not received the newest messages" in gap.reason
+                    await backplane.publish("room", "after")
+                    assert getattr(await anext(messages), "data", None) == "after"
+            connection.terminate()

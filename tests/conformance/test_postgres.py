@@ -2,7 +2,7 @@
 
 import pytest
 
-from backplane.testing import BroadcasterConformance, PresenceConformance
+from backplane.testing import BroadcasterConformance, HistoryConformance, PresenceConformance
 from backplane.testing.fault_conformance import Strip
 from backplane.testing.proxy import PassingWay
 from tests.brokers.broker import Broker
@@ -52,3 +52,15 @@ class TestPostgresPresence(PresenceConformance):
 
 def _answer_in_clear(way: PassingWay, data: bytes) -> bytes:
     return data if way == "to_broker" else b"N"
+
+
+@pytest.mark.full
+class TestPostgresHistory(HistoryConformance):
+    """History, with messages in a table."""
+
+    one_loop = True
+
+    @pytest.fixture
+    def url(self, private_postgres: StartPostgres) -> str:
+        """A server that has the tables."""
+        return f"{private_postgres(DURABLE).url}?durable=true"

@@ -14,6 +14,7 @@ import pytest
 
 from backplane import Backplane, BrokerError
 from tests.brokers.broker import ProcessBroker
+from tests.brokers.postgres import DURABLE
 from tests.brokers.redis import RedisConfig
 from tests.e2e.app import HISTORY
 from tests.servers import Server, serving
@@ -127,7 +128,7 @@ class Kept(NamedTuple):
     broker: Broker | None
 
 
-@pytest.fixture(params=["ipc", "redis", "nats", "kafka"])
+@pytest.fixture(params=["ipc", "redis", "nats", "kafka", pytest.param("postgres", marks=pytest.mark.full)])
 def kept(request: pytest.FixtureRequest) -> Kept:
     """Each broker in turn."""
     match request.param:
@@ -136,6 +137,9 @@ def kept(request: pytest.FixtureRequest) -> Kept:
             made: Broker = request.getfixturevalue("private_redis")(config)
         case "nats":
             made = request.getfixturevalue("private_nats")(jetstream=True)
+        case "postgres":
+            made = request.getfixturevalue("private_postgres")(DURABLE)
+            return Kept(f"{made.url}?durable=true", made)
         case "kafka":  # the one of the whole run
             return Kept(request.getfixturevalue("kafka_broker").own_url, None)
         case _:

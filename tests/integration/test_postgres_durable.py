@@ -103,7 +103,7 @@ async def test_the_printed_sql_makes_them(postgres_broker: Broker) -> None:
         ):
             await backplane.publish("room", "hello")
             assert (await anext(messages)).data == "hello"  # type: ignore[union-attr]
-        await connection.execute("DROP TABLE shop_message, shop_retention")
+        await connection.execute("DROP TABLE shop_message, shop_retention, shop_forgotten")
 
 
 @pytest.mark.parametrize(("url", "status"), [("redis://localhost", 1), ("nowhere", 2)])
@@ -190,6 +190,44 @@ async def test_other_tables_are_a_gap(url: str) -> None:
     assert [channels for channels, _ in sink.gaps] == [None]  # all
 
 
+async def test_a_promoted_standby_that_has_everything(url: str) -> None:
+    """Commits waited for it, and it has the newest row that was read: the worker goes on without a gap."""
+    adapter = await suspended(url, RecordingSink())
+    await publish(url, b"missed")
+    adapter._position = replace(adapter._position, timeline="00000000", is_synchronous=True)
+    sink = await resumed(adapter)
+    assert sink.gaps == []
+    assert [payload for _, payload in sink.delivered] == [b"missed", b"last"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "is_reported_to_others"),
+    [
+        ({"is_synchronous": False}, "a standby was promoted for which commits had not waited", False),
+        (
+            {"mark": "1 1", "is_synchronous": True},
+            "a standby was promoted that had not received the newest messages",
+            True,
+        ),
+    ],
+)
+async def test_a_promoted_standby_that_has_not(
+    changes: dict[str, Any], reason: str, is_reported_to_others: bool, url: str
+) -> None:
+    """A worker that has read what is lost makes the others report it too, which may have read less."""
+    other, others = broadcaster_from_url(url), RecordingSink()
+    await other.start(others)
+    await other.subscribe(["room"])
+    adapter = await suspended(url, RecordingSink())
+    adapter._position = replace(adapter._position, timeline="00000000", **changes)
+    sink = await resumed(adapter)
+    assert [reported[: len(reason)] for _, reported in sink.gaps] == [reason]
+    assert sink.delivered == [("room", b"last")]
+    await others.until(lambda: bool(others.gaps if is_reported_to_others else others.delivered))
+    await other.stop()
+    assert len(others.gaps) == is_reported_to_others
+
+
 async def test_after_a_gap_nothing_old_is_delivered(url: str) -> None:
     """The position after it is the present one, of the new tables too."""
     adapter = await suspended(url, RecordingSink())
@@ -223,10 +261,19 @@ async def test_tables_without_their_row(url: str) -> None:
     """They were emptied: the error names the command that repairs that."""
     async with session(url) as connection:
         await connection.execute("DELETE FROM backplane_retention")
-    adapter = broadcaster_from_url(url)
-    await adapter.start(RecordingSink())
     with pytest.raises(BrokerError, match="`backplane schema postgres`"):
-        await adapter.subscribe(["room"])
+        await broadcaster_from_url(url).start(RecordingSink())
+
+
+async def test_tables_that_lose_their_row(url: str) -> None:
+    """They were emptied while a worker runs: its next check fails, and so does every start."""
+    adapter: Any = broadcaster_from_url(url)
+    await adapter.start(RecordingSink())
+    await adapter.subscribe(["room"])
+    async with session(url) as connection:
+        await connection.execute("DELETE FROM backplane_retention")
+    with pytest.raises(BrokerError, match="`backplane schema postgres`"):
+        await adapter.check()
     await adapter.stop()
 
 

@@ -173,7 +173,7 @@ SAFE: dict[type, set[str]] = {
         "token",
         "user",
     },
-    TypedChannel: {"encode", "name"},
+    TypedChannel: {"encode", "name", "publish_in"},
 }
 INTERNAL: dict[type, set[str]] = {
     Subscription: {
