@@ -43,6 +43,23 @@ _IDENTIFY: Final = (
 _SYSTEM: Final = "SELECT system_identifier::text FROM pg_control_system()"
 
 
+class _Session(_asyncpg.Connection):  # type: ignore[misc]  # asyncpg states no types
+    """A connection of asyncpg that passes on notifications at once.
+
+    asyncpg itself schedules a callback of the event loop for each, which takes longer than all else that a message of
+    this adapter needs. Should it no longer call the method, the listener that `listen` adds is called as ever.
+
+    Attributes:
+        receive: What notifications are passed on to, from the first `listen` on.
+    """
+
+    receive: Callable[[str], None] | None = None
+
+    def _process_notification(self, pid: int, channel: str, notification: str) -> None:
+        if self.receive is not None:
+            self.receive(notification)
+
+
 class PostgresConnection:
     """A session. Its owner is notified of its end from `adopt` on.
 
@@ -110,11 +127,18 @@ class PostgresConnection:
             Exception: One of `ASYNCPG_ERRORS`.
         """
 
-        def notified(_connection: object, _pid: int, _channel: str, notification: str) -> None:
+        def notified(notification: str) -> None:
             if self.loss is None:
                 receive(notification)
 
-        await self._connection.add_listener(channel, notified)
+        def late(_connection: object, _pid: int, _channel: str, notification: str) -> None:
+            notified(notification)
+
+        # Older servers fail to LISTEN where the oldest notification is of a transaction that was long
+        # forgotten, until this has passed over what no session has to read.
+        await self._connection.execute("SELECT pg_notification_queue_usage()")
+        self._connection.receive = notified
+        await self._connection.add_listener(channel, late)
 
     async def prepare(self, query: str) -> Any:
         """Return a prepared statement, for `run`."""
@@ -219,7 +243,13 @@ async def open_session(**arguments: Any) -> PostgresConnection:
 async def _connect(arguments: dict[str, Any]) -> Any:
     """Return a connection of asyncpg; cancelled, leave none."""
     connecting: asyncio.Task[Any] = asyncio.create_task(
-        _asyncpg.connect(**arguments, timeout=_FOREVER_SECONDS, statement_cache_size=0, target_session_attrs="any")
+        _asyncpg.connect(
+            **arguments,
+            timeout=_FOREVER_SECONDS,
+            statement_cache_size=0,
+            target_session_attrs="any",
+            connection_class=_Session,
+        )
     )
     try:
         return await outcome_of(connecting)

@@ -15,6 +15,7 @@ from zlib import crc32
 from backplane.adapters.postgres.broadcaster import COMPARE_SECONDS, PostgresBroadcaster
 from backplane.adapters.postgres.errors import ASYNCPG_ERRORS, connect_error
 from backplane.adapters.postgres.history import HistoryReader, epoch_of
+from backplane.adapters.postgres.inspection import inspect_tables
 from backplane.adapters.postgres.publisher import Publisher
 from backplane.adapters.postgres.schema import RowStatements, create_statements
 from backplane.adapters.postgres.wire import encode_channel
@@ -26,12 +27,13 @@ from backplane.message import ALL, Place, Position, Receipt
 from backplane.transaction import Statement
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from backplane.adapters.postgres.connection import PostgresConnection
     from backplane.adapters.postgres.options import PostgresOptions
     from backplane.adapters.postgres.wire import NotificationReader
     from backplane.broadcaster import BrokerUrl, Capabilities, Recalled, Sink
+    from backplane.findings import Finding
     from backplane.history_rules import History, HistoryRules
 
 __all__ = ["DurablePostgresBroadcaster"]
@@ -137,6 +139,15 @@ class DurablePostgresBroadcaster(PostgresBroadcaster):
         publisher = self._require_publisher()
         assert isinstance(publisher, _RowPublisher)
         return await publisher.history.recall(encode_channel(channel), rule, after, limit, max_bytes)
+
+    async def inspect(self, subscribers: Mapping[str, int]) -> list[Finding]:
+        """Return what is found without `durable` too, and whether old rows are deleted and vacuumed."""
+        connection = self._require_publisher().connection
+        now = self._position_of(await connection.ask(self._rows.position))
+        findings = await inspect_tables(
+            connection, self._rows.inspect, self.options.retention_seconds, now.is_synchronous
+        )
+        return [*await super().inspect(subscribers), *findings]
 
     async def check(self) -> None:
         """Check as without `durable`; read what no notification has announced, and delete what is old."""

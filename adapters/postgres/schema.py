@@ -211,6 +211,12 @@ _RETAIN: Final = """
 """
 
 
+_INSPECT: Final = """
+    SELECT n_live_tup, n_dead_tup, extract(epoch FROM clock_timestamp() - changed_at)::float8
+    FROM {name}_retention, pg_stat_user_tables WHERE relid = to_regclass('{name}_message')
+"""
+
+
 def create_statements(name: str) -> str:
     """Return the SQL that creates the tables, to be run once; again it changes nothing."""
     return (_CREATE + _GRANT).format(name=name, key_seconds=KEY_SECONDS).lstrip()
@@ -236,6 +242,8 @@ class RowStatements:
             with the mark of the row of the highest id of before; then these rows. Values: the snapshot, the highest
             id, most rows.
         disown: Changes an epoch, where it still is that.
+        inspect: Returns how many rows there are, how many deleted ones await vacuum, and how many seconds ago old ones
+            were deleted last.
         retain: Deletes the rows that were there at the last deletion, where that is so long ago. Value: the seconds.
     """
 
@@ -249,4 +257,5 @@ class RowStatements:
         more = _SINCE_MORE.format(name=name, mark=_MARK)
         self.since: str = _SINCE.format(name=name, present=_PRESENT.format(name=name, mark=_MARK, more=more))
         self.disown: str = _DISOWN.format(name=name)
+        self.inspect: str = _INSPECT.format(name=name)
         self.retain: str = _RETAIN.format(name=name, key_seconds=KEY_SECONDS)

@@ -277,6 +277,21 @@ async def test_tables_that_lose_their_row(url: str) -> None:
     await adapter.stop()
 
 
+async def test_doctor_looks_at_the_tables(url: str) -> None:
+    """Beside what it finds without them."""
+    adapter: Any = broadcaster_from_url(url)
+    await adapter.start(RecordingSink())
+    found = await adapter.inspect({})
+    await adapter.stop()
+    assert {finding.check: finding.level for finding in found} == {
+        "postgres_pooler": "ok",
+        "postgres_queue": "ok",
+        "postgres_max_connections": "ok",
+        "postgres_rows": "ok",
+        "postgres_promotion": "ok",
+    }
+
+
 async def test_more_than_is_read_is_a_gap(url: str) -> None:
     """What a long outage left is bounded."""
     adapter = await suspended(f"{url}&max_resume_messages=3", RecordingSink())
