@@ -158,7 +158,8 @@ _SINCE_MORE: Final = """,
         NULL::bigint, NULL::text, NULL::bytea, NULL::bigint
 """
 # What is not visible in a snapshot began after it, or was in progress then: two ranges of the index, however long a
-# transaction has been open.
+# transaction has been open. What is visible in it is asked for by a function, so that no plan takes the index on `xid`
+# for that, which would read the whole table. The first row has no message.
 _SINCE: Final = """
     {present}
     UNION ALL (
@@ -170,12 +171,12 @@ _SINCE: Final = """
             WHERE xid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot)))
             UNION ALL
             SELECT id, channel, payload, checksum FROM {name}_message
-            WHERE id > $2::bigint AND xid < pg_snapshot_xmax($1::text::pg_snapshot)
-                AND xid <> ALL (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot)))
+            WHERE id > $2::bigint AND pg_visible_in_snapshot(xid, $1::text::pg_snapshot)
         ) AS added LIMIT $3
     )
 """
 _DISOWN: Final = "UPDATE {name}_retention SET epoch = gen_random_uuid() WHERE epoch = $1::text::uuid"
+# `(SELECT true FROM due)` keeps the server from looking at any row where nothing is due, as at most calls.
 # Of the history of each channel the oldest are deleted, and the newest of these is noted: a position of it can be
 # resumed, as nothing after it is missing.
 _RETAIN: Final = """
@@ -187,17 +188,17 @@ _RETAIN: Final = """
         WHERE checksum IS NULL AND xid < pg_snapshot_xmax(deleted_next) AND pg_visible_in_snapshot(xid, deleted_next)
         RETURNING 1
     ), history AS (
-        SELECT channel, id, xid >= pg_snapshot_xmax(deleted_next) OR NOT pg_visible_in_snapshot(xid, deleted_next)
+        SELECT channel, id, NOT pg_visible_in_snapshot(xid, (SELECT deleted_next FROM due))
             OR (key IS NOT NULL AND at > clock_timestamp() - interval '{key_seconds} seconds')
             OR (at > clock_timestamp() - make_interval(secs => keep_seconds)
                 AND row_number() OVER (PARTITION BY channel ORDER BY id DESC) <= keep_messages + 1) AS is_kept
-        FROM {name}_message CROSS JOIN due WHERE checksum IS NOT NULL
+        FROM {name}_message WHERE checksum IS NOT NULL AND (SELECT true FROM due)
     ), outdated AS (
         DELETE FROM {name}_message AS message USING (
             SELECT channel, min(id) FILTER (WHERE is_kept) AS first_kept FROM history GROUP BY channel
         ) AS kept
         WHERE message.checksum IS NOT NULL AND message.channel = kept.channel
-            AND (first_kept IS NULL OR message.id < first_kept)
+            AND (first_kept IS NULL OR message.id < first_kept) AND (SELECT true FROM due)
         RETURNING message.channel, message.id, message.checksum
     ), forgotten AS (
         INSERT INTO {name}_forgotten SELECT DISTINCT ON (channel) * FROM outdated ORDER BY channel, id DESC
