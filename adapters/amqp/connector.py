@@ -9,6 +9,7 @@ from backplane.adapters.amqp.errors import CONNECT_ERRORS, connect_error, unavai
 from backplane.adapters.amqp.options import default_port, tls_settings, virtual_host
 from backplane.adapters.shared.connect_race import first_usable
 from backplane.adapters.shared.credentials import ask_login
+from backplane.adapters.shared.hidden_secrets import hiding
 from backplane.adapters.shared.server_address import format_server
 from backplane.concurrency.timeouts import PatientTimeout
 
@@ -54,10 +55,14 @@ class Connector:
         login = await self._login()
         return await first_usable(
             self._servers,
-            lambda server: self._connect(make(), server, login),
+            lambda server: self._try(make(), server, login),
             end=lambda connection: connection.end(unavailable("another one was faster")),
             adapter="amqp",
         )
+
+    async def _try(self, connection: _Connection, server: tuple[str, int], login: tuple[str, str]) -> _Connection:
+        with hiding(login[1], shown=(self._url, login[0])):
+            return await self._connect(connection, server, login)
 
     async def _connect(self, connection: _Connection, server: tuple[str, int], login: tuple[str, str]) -> _Connection:
         where = format_server(self._url, server)

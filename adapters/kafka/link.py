@@ -26,6 +26,7 @@ from backplane.adapters.kafka.topic import (
     read_limits,
     require_topic,
 )
+from backplane.adapters.shared.hidden_secrets import hiding
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerError, BrokerUnavailableError
 
@@ -235,11 +236,13 @@ class KafkaLink:
         security = await self._security()
         self._logs_in = security.protocol.startswith("SASL")
         connection = Connection(address, security, self.target.request_timeout_seconds, on_end)
-        try:
-            async with PatientTimeout(self.target.connect_timeout_seconds):
-                await connection.open()
-        except (KafkaError, OSError, TimeoutError) as error:
-            raise connect_error(error, self.target.url, _text(address), node, security) from error
+        token = None if security.token is None else await security.token.token()
+        with hiding(security.password, token, shown=(self.target.url, security.username)):
+            try:
+                async with PatientTimeout(self.target.connect_timeout_seconds):
+                    await connection.open()
+            except (KafkaError, OSError, TimeoutError) as error:
+                raise connect_error(error, self.target.url, _text(address), node, security) from error
         self._connections.add(connection)
         return connection
 

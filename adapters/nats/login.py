@@ -20,6 +20,7 @@ from backplane.adapters.nats.credentials import NatsCredentials
 from backplane.adapters.nats.errors import unavailable
 from backplane.adapters.nats.parser import MAX_LINE_BYTES
 from backplane.adapters.nats.server_info import read_info
+from backplane.adapters.shared.hidden_secrets import hiding
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerError
 
@@ -81,10 +82,12 @@ class NatsLogin:
         """
         credentials = await self._credentials.read()
         stream = _Stream(link, tls)
+        secrets = (credentials.get("password"), credentials.get("token"))
         try:
-            async with PatientTimeout(self._options.connect_timeout_seconds):
-                await self._log_in(stream, link, tls, credentials)
-                await stream.hand_over()
+            with hiding(*secrets, shown=(link.server, credentials.get("user"))):
+                async with PatientTimeout(self._options.connect_timeout_seconds):
+                    await self._log_in(stream, link, tls, credentials)
+                    await stream.hand_over()
         except BaseException:
             stream.abort()
             raise

@@ -9,6 +9,7 @@ from backplane.adapters.postgres.errors import CONNECT_ERRORS, connect_error, un
 from backplane.adapters.postgres.options import servers_of, tls_settings
 from backplane.adapters.shared.connect_race import first_usable
 from backplane.adapters.shared.credentials import ask_login
+from backplane.adapters.shared.hidden_secrets import hiding
 from backplane.adapters.shared.server_address import format_server
 from backplane.concurrency.timeouts import PatientTimeout
 
@@ -45,10 +46,14 @@ class Connector:
         user, password = await self._login()
         return await first_usable(
             self._servers,
-            lambda server: self._connect(server, user, password),
+            lambda server: self._try(server, user, password),
             end=lambda connection: connection.end("another one was faster"),
             adapter="postgres",
         )
+
+    async def _try(self, server: Server, user: str | None, password: str | None) -> PostgresConnection:
+        with hiding(password, shown=(self._url, user)):
+            return await self._connect(server, user, password)
 
     async def _connect(self, server: Server, user: str | None, password: str | None) -> PostgresConnection:
         where = format_server(self._url, server)

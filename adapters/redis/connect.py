@@ -14,6 +14,7 @@ from backplane.adapters.redis.errors import classify_reply, connect_error, login
 from backplane.adapters.redis.login import open_connection
 from backplane.adapters.redis.options import speaks_tls, tls_context
 from backplane.adapters.redis.server_info import Address, ServerInfo, server_info
+from backplane.adapters.shared.hidden_secrets import hiding
 from backplane.adapters.shared.server_address import format_address
 from backplane.concurrency.timeouts import PatientTimeout
 from backplane.errors import BrokerError, BrokerUnavailableError
@@ -98,7 +99,8 @@ class Endpoint:
             BrokerError: Its certificate is not trusted.
         """
         try:
-            await self._connect(link, address, credentials)
+            with hiding(credentials[1], shown=(self._url, credentials[0])):
+                await self._connect(link, address, credentials)
         except BaseException:
             link.end("it was given up")
             raise

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import struct
 import sys
 import traceback
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pamqp import commands
+from pamqp.frame import marshal
 
 from backplane import Backplane, Settings
 from backplane.adapters.kafka.login import Security, Token
 from backplane.broadcaster import BrokerUrl
 from backplane.broker.registry import broadcaster_from_url
-from backplane.errors import BackplaneError, ConfigurationError
+from backplane.errors import BackplaneError, BrokerAuthenticationError, ConfigurationError
 from backplane.sync import SyncBackplane
 from tests.brokers.process import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
 SECRET = "hunter2"
 HASTY = Settings(start_timeout_seconds=0.2, publish_timeout_seconds=0.2)
@@ -62,6 +65,7 @@ def handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
     module = ModuleType("handed_out")
     vars(module)["fail"] = fail
+    vars(module)["login"] = lambda: ("alice", SECRET)
     monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
@@ -128,4 +132,75 @@ def test_errors_and_log(url: str, caplog: pytest.LogCaptureFixture) -> None:
     for error in (start.value, publish.value):
         assert SECRET not in "".join(traceback.format_exception(error))
         assert SECRET not in repr(error)
+    assert SECRET not in caplog.text
+
+
+# A server, or a proxy in front of it, that repeats the password in its refusal.
+
+
+async def _repeat_as_redis(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(4096):
+        writer.write(f"-WRONGPASS {SECRET} is not the password of alice\r\n".encode() * data.count(b"*"))
+
+
+async def _repeat_as_nats(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b'INFO {"server_id":"x","version":"2.9.0","max_payload":1048576,"auth_required":true}\r\n')
+    await reader.read(4096)
+    writer.write(f"-ERR 'Authorization Violation of {SECRET}'\r\n".encode())
+
+
+async def _repeat_as_postgres(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while struct.unpack("!II", (await reader.read(4096))[:8])[1] == 80877103:  # it asks for TLS first
+        writer.write(b"N")
+    writer.write(b"R" + struct.pack("!II", 8, 3))  # the password in the clear
+    await reader.read(4096)
+    fields = (b"SFATAL", b"C28P01", f"M{SECRET} is not the password of alice".encode(), f"D{SECRET}".encode())
+    body = b"".join(field + b"\0" for field in fields) + b"\0"
+    writer.write(b"E" + struct.pack("!I", len(body) + 4) + body)
+
+
+async def _repeat_as_amqp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read(8)
+    writer.write(marshal(commands.Connection.Start(server_properties={}, mechanisms="PLAIN", locales="en_US"), 0))
+    await reader.read(4096)
+    text = f"ACCESS_REFUSED - {SECRET} is not the password of alice"
+    writer.write(marshal(commands.Connection.Close(403, text, 0, 0), 0))
+    await reader.read(4096)
+
+
+@pytest.mark.parametrize("login", [f"alice:{SECRET}@{{}}", "{}?credentials=handed_out:login"], ids=["url", "callable"])
+@pytest.mark.parametrize(
+    ("scheme", "repeat"),
+    [
+        ("redis", _repeat_as_redis),
+        ("redis+cluster", _repeat_as_redis),
+        ("nats", _repeat_as_nats),
+        ("postgres", _repeat_as_postgres),
+        ("amqp", _repeat_as_amqp),
+    ],
+)
+def test_a_server_that_repeats_a_secret(
+    scheme: str,
+    repeat: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    login: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its refusal is in the error, and the secret of the login is not, whether the URL or a callable provides it."""
+    caplog.set_level(logging.DEBUG)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await repeat(reader, writer)
+        writer.close()
+
+    async def start() -> BrokerAuthenticationError:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            with pytest.raises(BrokerAuthenticationError) as refused:
+                await Backplane(f"{scheme}://{login.format(address)}").start()
+        return refused.value
+
+    error = asyncio.run(start())
+    assert "***" in error.reason
+    assert "refused" in str(error)
+    assert SECRET not in "".join(traceback.format_exception(error))
     assert SECRET not in caplog.text
