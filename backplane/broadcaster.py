@@ -25,7 +25,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict
@@ -164,6 +164,10 @@ class BrokerUrl:
         if "@" in parts.path + parts.query + parts.fragment:
             raise ValueError("an @ after the host must be written %40, and / ? # in a password %2F %3F %23")
         userinfo, _, netloc = parts.netloc.rpartition("@")
+        if "," in userinfo.partition("@")[2]:
+            raise ValueError(
+                "user and password stand once, in front of the first host, and an @ in them is written %40"
+            )
         username, colon, password = userinfo.partition(":")
         return cls(
             scheme=parts.scheme,
@@ -200,6 +204,10 @@ class BrokerUrl:
         return f"{self.scheme}://{userinfo}{self.netloc}{self.path}"
 
 
+# In brackets `%` precedes the zone of an IPv6 address; in a name an escape would be taken as a part of the name.
+_ADDRESS: Final = re.compile(r"(\[[^\[\]\s]*\]|[^\[\]\s%\x00-\x1f\x7f]*)(:\d*)?")
+
+
 def split_address(text: str, default_port: int) -> tuple[str, int]:
     """Return host and port of `host:port`, of which either may be missing: the host is `localhost` then.
 
@@ -209,6 +217,8 @@ def split_address(text: str, default_port: int) -> tuple[str, int]:
     parts = urlsplit(f"//{text}")
     if parts.path or parts.query or parts.fragment or parts.username is not None:
         raise ValueError("more than host and port")
+    if not _ADDRESS.fullmatch(text):
+        raise ValueError("no name of a host, and no address")
     return parts.hostname or "localhost", parts.port or default_port
 
 

@@ -79,6 +79,10 @@ def check_options(url: BrokerUrl, options: PostgresOptions) -> None:
             f"postgres: sslmode={options.sslmode} takes a server without TLS, so sslrootcert and sslcert protect "
             "nothing: use require, verify-ca or verify-full"
         )
+    if url.netloc[:3].lower() == "%2f":  # libpq takes it
+        raise ConfigurationError(
+            "postgres: the folder of a Unix socket is an option: postgres:///db?host=/run/postgresql"
+        )
     if "/" in url.path.strip("/"):
         raise ConfigurationError(f"postgres: the path of the URL is the name of a database, not {url.path!r}")
 

@@ -53,6 +53,15 @@ def test_servers_may_repeat_scheme_and_user(url: str) -> None:
     assert (parsed.username, parsed.password, parsed.netloc, parsed.path) == ("u", "w", "a:1,b:2", "/x")
 
 
+@pytest.mark.parametrize("url", ["redis://u:word@a,v:word@b", "redis://u@a:1,v:word@b:2", "redis://u:word@a,u:word@b"])
+def test_a_login_in_front_of_each_host_is_refused(url: str) -> None:
+    """It would be read as one long password, and only the last host would be used."""
+    with pytest.raises(ValueError, match="stand once, in front of the first") as caught:
+        BrokerUrl.parse(url)
+    assert "word@" not in str(caught.value)
+    assert BrokerUrl.parse("redis://u:a,b@host").password == "a,b"
+
+
 @pytest.mark.parametrize("url", ["redis://u:w@a,redis://v:w@b", "redis://a,redis://u:w@b"])
 def test_servers_of_two_users_are_refused(url: str) -> None:
     """A list of servers with two users is refused, and the error shows neither."""
@@ -69,6 +78,7 @@ def test_servers_of_two_users_are_refused(url: str) -> None:
         (":1", [("localhost", 1)]),
         ("one:5432,two", [("one", 5432), ("two", 7)]),
         ("[::1]:1,[2001:db8::2],10.0.0.1", [("::1", 1), ("2001:db8::2", 7), ("10.0.0.1", 7)]),
+        ("[fe80::1%eth0]:1", [("fe80::1%eth0", 1)]),
     ],
 )
 def test_servers(netloc: str, servers: list[tuple[str, int]]) -> None:
@@ -76,7 +86,13 @@ def test_servers(netloc: str, servers: list[tuple[str, int]]) -> None:
     assert BrokerUrl(scheme="redis", netloc=netloc).servers(7, adapter="redis") == servers
 
 
-@pytest.mark.parametrize("wrong", ["one:notaport", "one:99999", "one:-1", "[::1", "one:1:2", "user:word@one", ""])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *("one:notaport", "one:99999", "one:-1", "[::1", "one:1:2", "user:word@one", ""),
+        *("[::1]x:1", "%2Frun%2Fredis.sock", "%5B%3A%3A1%5D:1", " one", "one\x00"),
+    ],
+)
 def test_servers_that_are_none(wrong: str) -> None:
     """What is not `host:port` is refused, and nothing after its first colon is shown."""
     with pytest.raises(ConfigurationError, match=r"^redis: '.*' is not host:port") as refused:
