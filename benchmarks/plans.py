@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 __all__ = ["FULL", "SHORT"]
 
 _ALL: Final = NAMES
-_WITH_HISTORY: Final = ("memory", "ipc", "redis", "nats", "kafka")
 
 _BESIDE: Final = Choice(
     urls=("redis",),
@@ -113,7 +112,7 @@ FULL: Final[Sequence[tuple[str, Choice]]] = (
     # Kafka's client may take ten seconds to find its way back, and RabbitMQ as long to start.
     ("failover", _with(_ONCE, seconds=40.0)),
     ("restart", _ONCE),
-    ("history", Choice(urls=_WITH_HISTORY)),
+    ("history", Choice(urls=_ALL)),
     ("presence", Choice(urls=_ALL[1:], repetitions=1)),
     ("publishes", Choice(urls=_ALL)),
 )

@@ -72,7 +72,7 @@ def run(server: Server, options: Options) -> Run:
             with _Proxy(server.candidate.broker_url) as proxy:
                 _measure_repair(server.candidate, publisher, proxy, options, found)
         else:
-            found.notes.append(_UNCUT[scheme])
+            found.notes.append(_UNCUT.get(scheme, "no repair: nothing is built here that cuts its links"))
     return found
 
 

@@ -15,6 +15,7 @@ from tests.brokers.nats import shared_nats
 from tests.brokers.postgres import shared_postgres
 from tests.brokers.rabbitmq import shared_rabbitmq
 from tests.brokers.redis import shared_redis
+from tests.brokers.redis_cluster import single_node
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 BROKERS: dict[str, Callable[[Path], Broker]] = {
     "Redis": shared_redis,
+    "Redis Cluster": single_node,
     "NATS": shared_nats,
     "Kafka": lambda folder: shared_kafka(folder, announce=print),
     "PostgreSQL": shared_postgres,
@@ -37,15 +39,15 @@ def main() -> int:
     with suppress(KeyboardInterrupt), ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="backplane-brokers-")))
         for name, make in BROKERS.items():
-            print(f"{name:10} starting ...", end="\r", flush=True)
+            print(f"{name:13} starting ...", end="\r", flush=True)
             (folder / name).mkdir()
             try:
                 broker = stack.enter_context(make(folder / name))
             except BrokerMissingError as error:
                 missing += 1
-                print(f"{name:10} not here: {error}")
+                print(f"{name:13} not here: {error}")
             else:
-                print(f"{name:10} BACKPLANE_URL={broker.url}")
+                print(f"{name:13} BACKPLANE_URL={broker.url}")
         print("Ctrl-C ends them.", flush=True)
         signal.pause()
     return 1 if missing else 0
