@@ -25,8 +25,8 @@ full = pytest.mark.full
 async def test_a_broker_that_is_killed_and_comes_back(
     seconds: float, private_target: FaultTarget, record_case: CaseRecorder
 ) -> None:
-    """After SIGKILL and a restart every worker is live again, with one gap on every channel."""
-    async with running_workload(private_target.url, lossless=private_target.lossless) as workload:
+    """After SIGKILL and a restart every worker is live again, with one gap on every channel, and on a pattern."""
+    async with running_workload(private_target.url, lossless=private_target.lossless, pattern="*") as workload:
         killed_at = asyncio.get_running_loop().time()
         private_target.broker.kill9()
         detected = await workload.detected(killed_at)
@@ -41,7 +41,7 @@ async def test_a_broker_that_is_killed_and_comes_back(
 @pytest.mark.parametrize("seconds", [2, pytest.param(5, marks=full)])
 async def test_a_broker_that_is_frozen(seconds: float, private_target: FaultTarget, record_case: CaseRecorder) -> None:
     """A broker under SIGSTOP is detected by the probe, and every worker is live again after SIGCONT."""
-    async with running_workload(private_target.url, lossless=private_target.lossless) as workload:
+    async with running_workload(private_target.url, lossless=private_target.lossless, pattern="*") as workload:
         frozen_at = asyncio.get_running_loop().time()
         private_target.broker.freeze()
         detected = await workload.detected(frozen_at)

@@ -149,7 +149,7 @@ async def test_a_peer_that_is_killed_costs_the_others_nothing(
     """A process killed under load costs the others nothing; the next one receives everything from its start on."""
     with peer_process(url, tmp_path) as peer:
         await peer.ready()
-        async with running_workload(url) as workload:
+        async with running_workload(url, pattern="*") as workload:
             peer.process.kill()
             await asyncio.to_thread(peer.process.wait)
             await asyncio.sleep(seconds)

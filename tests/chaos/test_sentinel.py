@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -26,10 +26,12 @@ BROKER = "redis+sentinel"
 
 
 def all_are_on(service: RedisSentinels, node: RedisProcess, workload: Workload) -> bool:
-    """Whether all subscribers have every channel at `node`, and none at the other node."""
+    """Whether all subscribers have every channel, or their pattern, at `node`, and none at the other node."""
 
     def counts(at: RedisProcess) -> Sequence[object]:
-        return list(service.ask(at, "PUBSUB", "NUMSUB", *CHANNELS) or ())[1::2]
+        patterns: Any = service.ask(at, "PUBSUB", "NUMPAT")
+        names: Any = service.ask(at, "PUBSUB", "NUMSUB", *CHANNELS)
+        return [count + patterns for count in list(names)[1::2]]
 
     other = service.other(node)
     return counts(node) == [len(workload.subscribers)] * len(CHANNELS) and not any(counts(other))
@@ -39,7 +41,7 @@ async def test_a_primary_that_is_killed(private_sentinels: StartSentinels, recor
     """After SIGKILL every worker is on the promoted replica, with a gap; the old primary becomes a replica."""
     service = private_sentinels()
     old, new = service.nodes
-    async with running_workload(service.url, lossless=False) as workload:
+    async with running_workload(service.url, pattern="*") as workload:
         killed_at = asyncio.get_running_loop().time()
         old.kill9()
         detected = await workload.detected(killed_at)

@@ -50,6 +50,7 @@ class Participant:
         degraded_at: When its link was lost, each time, by the event loop's clock.
         links: How many links were attempted, the present one included.
         greeted: From which publisher, and on which channel, a greeting has arrived.
+        pattern: What it subscribes to in place of its channels, where it is set.
     """
 
     def __init__(
@@ -67,17 +68,20 @@ class Participant:
         self.degraded_at: list[float] = []
         self.links = 0
         self.greeted: set[tuple[str, str]] = set()
+        self.pattern = ""
         self._received = asyncio.Event()
         self.backplane.on_state(self._state_changed)
 
     async def receive(self, ready: asyncio.Event) -> None:
         """Receive until cancelled."""
         backlog = Backlog(max_bytes=_BACKLOG_BYTES, max_messages=_BACKLOG_MESSAGES)
-        async with self.backplane.subscribe(*self.seen, backlog=backlog) as messages:
+        wanted = [self.pattern] if self.pattern else self.seen
+        async with self.backplane.subscribe(*wanted, backlog=backlog) as messages:
             ready.set()
             async for item in messages:
                 if isinstance(item, Gap):
-                    self.seen[item.channel].append(GAP)
+                    for channel in self.seen if item.channel == self.pattern else [item.channel]:
+                        self.seen[channel].append(GAP)
                 else:
                     publisher, number, *_ = str(item.data).split()
                     if number == GREETING:
@@ -281,10 +285,27 @@ _Workload = TypeVar("_Workload", bound=Workload)
 
 @asynccontextmanager
 async def running_workload(
-    near: str, far: str | None = None, *, settings: Settings = QUICK, lossless: bool = False, filler: str = ""
+    near: str,
+    far: str | None = None,
+    *,
+    settings: Settings = QUICK,
+    lossless: bool = False,
+    filler: str = "",
+    pattern: str = "",
 ) -> AsyncGenerator[Workload]:
-    """Run a workload; fail on unhandled errors of the event loop and on logged errors."""
-    async with running(Workload(near, far or near, settings, lossless=lossless), filler=filler) as workload:
+    """Run a workload; fail on unhandled errors of the event loop and on logged errors.
+
+    Args:
+        near: URL through the fault.
+        far: URL that bypasses it. Defaults to the same.
+        settings: Of all participants.
+        lossless: Whether the adapter promises to lose nothing.
+        filler: What makes messages larger.
+        pattern: What one of the subscribers subscribes to in place of the channels.
+    """
+    workload = Workload(near, far or near, settings, lossless=lossless)
+    workload.subscribers[-1].pattern = pattern
+    async with running(workload, filler=filler):
         yield workload
 
 
