@@ -113,17 +113,26 @@ async def test_classic_pubsub_on_any_node(whole: RedisCluster) -> None:
         quick_backplane(url, probe_interval_seconds=0.5) as backplane,
         quick_backplane(url.replace(str(first), str(second))) as other,
         backplane.subscribe("room") as messages,
+        backplane.subscribe("r*m") as matching,
     ):
         await other.publish("room", "before")
-        assert (await next_message(messages)).data == "before"
+        assert (await next_message(messages)).data == (await next_message(matching)).data == "before"
         killed = next(node for node in whole.nodes if node.port == first)
         assert whole.ask(killed, "PUBSUB", "NUMSUB", "room") == ["room", 1]
         killed.kill9()
         async with asyncio.timeout(30):
-            assert isinstance(await anext(messages), Gap)
+            assert [type(await anext(each)) for each in (messages, matching)] == [Gap, Gap]
         await other.publish("room", "after")
-        assert (await next_message(messages)).data == "after"
+        assert (await next_message(messages)).data == (await next_message(matching)).data == "after"
         assert third
+
+
+async def test_sharded_pubsub_has_no_patterns(whole: RedisCluster) -> None:
+    """There is no sharded PSUBSCRIBE, so a pattern is refused, with the option that permits it."""
+    async with quick_backplane(whole.url) as backplane:
+        with pytest.raises(ConfigurationError, match=r"\?pubsub=classic"):
+            async with backplane.subscribe("r*m"):
+                pass
 
 
 @pytest.mark.full
