@@ -10,7 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Iterator
 
 __all__ = ["WILDCARD", "Pattern", "Prefixes"]
 
@@ -76,6 +76,12 @@ class Prefixes(Generic[_KeyT]):
 
     def __bool__(self) -> bool:
         return bool(self._prefixes)
+
+    def __iter__(self) -> Iterator[_KeyT]:
+        return iter(self._prefixes)
+
+    def __contains__(self, prefix: _KeyT) -> bool:
+        return prefix in self._prefixes
 
     def add(self, prefixes: Iterable[_KeyT]) -> None:
         """Add prefixes; one that is there already changes nothing."""

@@ -20,10 +20,10 @@ from backplane.adapters.ipc.log_reader import LogReader
 from backplane.adapters.ipc.log_recall import recall
 from backplane.adapters.ipc.log_record import Record, build_record
 from backplane.adapters.ipc.log_writer import LogWriter
-from backplane.adapters.shared.prefixes import Prefixes
 from backplane.errors import BrokerError, BrokerUnavailableError, PublishError
 from backplane.journal.events import HISTORY_LOST, HISTORY_RETRY
 from backplane.message import ALL, Place, Position, Receipt
+from backplane.patterns import Prefixes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -355,7 +355,7 @@ class HistoryLog:
         if self._held:
             self._release(offset)
         channel = self.channels.get(record.channel)
-        if channel is None and self.prefixes.match(record.channel):
+        if channel is None and self.prefixes.covers(record.channel):
             channel = record.channel.decode()
         if channel is not None:
             place = Place(self._files.epoch_of(record.channel), offset, record.check, before, before_check)
@@ -364,7 +364,7 @@ class HistoryLog:
     def _is_joined(self, channel: str) -> bool:
         """Return whether messages of a channel are read from the log."""
         key = channel.encode()
-        return key in self.channels or (self.prefixes.match(key) and self._rules.rule_of(channel) is not None)
+        return key in self.channels or (self.prefixes.covers(key) and self._rules.rule_of(channel) is not None)
 
     def _look(self) -> None:
         """Read what no peer has notified of, and check once per second that the log goes on from here."""
@@ -448,7 +448,7 @@ class HistoryLog:
         self._read_new()
 
     def _report_gap(self, reason: str) -> None:
-        if self.prefixes.wanted:
+        if self.prefixes:
             self._sink.gap(ALL, reason)
         elif self.channels:
             self._sink.gap(list(self.channels.values()), reason)

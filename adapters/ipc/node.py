@@ -96,7 +96,7 @@ class IpcNode:
             message = wire.frame(wire.MESSAGE, key, payload)
             for subscriber in subscribers:
                 subscriber.send(message)
-        if key in state.channels or state.prefixes.match(key):
+        if key in state.channels or state.prefixes.covers(key):
             (state.sink if state.log is None else state.log).deliver(channel, payload)
 
     def use_history(self, rules: HistoryRules, *, max_bytes: int) -> None:
@@ -150,9 +150,9 @@ class IpcNode:
         encoded = [prefix.encode() for prefix in prefixes]
         if not encoded:
             return
-        self._state.prefixes.discard(encoded)
+        self._state.prefixes.remove(encoded)
         if self._state.log is not None:
-            self._state.log.prefixes.discard(encoded)
+            self._state.log.prefixes.remove(encoded)
         for peer in self._peers.values():
             peer.publisher.request([wire.PREFIX + prefix for prefix in encoded], wanted=False)
 

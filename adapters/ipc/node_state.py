@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from backplane.adapters.ipc import wire
 from backplane.adapters.ipc.link import PeerLink
 from backplane.adapters.ipc.subscriber_index import Subscriber, SubscriberIndex
-from backplane.adapters.shared.prefixes import Prefixes
 from backplane.journal.journal import Journal
 from backplane.message import ALL
+from backplane.patterns import Prefixes
 
 if TYPE_CHECKING:
     import socket
@@ -86,7 +86,7 @@ class NodeState:
     @property
     def prefix_keys(self) -> list[bytes]:
         """The prefixes to which this process has subscribed, by their key on the wire."""
-        return [wire.PREFIX + prefix for prefix in self.prefixes.wanted]
+        return [wire.PREFIX + prefix for prefix in self.prefixes]
 
     @property
     def keys(self) -> list[bytes]:
@@ -95,10 +95,8 @@ class NodeState:
 
     def report_gap(self, keys: Collection[bytes], reason: str) -> None:
         """Report that messages of `keys` may be missing; what is no longer subscribed to is left out."""
-        if any(key[:1] == wire.PREFIX and key[1:] in self.prefixes.wanted for key in keys):
+        if any(key[:1] == wire.PREFIX and key[1:] in self.prefixes for key in keys):
             return self.sink.gap(ALL, reason)  # of which channels is not known
         incomplete = [self.channels[key] for key in keys if key in self.channels]
         if incomplete:
-            self.sink.gap(
-                ALL if len(incomplete) == len(self.channels) and not self.prefixes.wanted else incomplete, reason
-            )
+            self.sink.gap(ALL if len(incomplete) == len(self.channels) and not self.prefixes else incomplete, reason)

@@ -216,7 +216,7 @@ class PublisherConnection:
             channel = self._channels.get(key)
             if channel is not None:
                 self._deliver(channel, payload)
-            elif self._state.prefixes.match(key):
+            elif self._state.prefixes.covers(key):
                 self._deliver(key.decode(errors="replace"), payload)
         elif kind == wire.NUDGE:
             self._take_nudge(wire.read_nudge(payload))
@@ -293,7 +293,7 @@ class PublisherConnection:
 
     def _warn_of_prefixes(self) -> None:
         """Warn, once for each peer, of one that does not send what is published on channels of a prefix."""
-        if self.lacks_prefixes and not self._has_warned and self._state.prefixes.wanted:
+        if self.lacks_prefixes and not self._has_warned and self._state.prefixes:
             self._has_warned = True
             words = "peer %(peer)s runs a release that sends nothing for patterns: they miss what it publishes"
             write(logger, PEER_LOST, words, peer=self._name)

@@ -6,9 +6,9 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from backplane.adapters.ipc import wire
-from backplane.adapters.shared.prefixes import Prefixes
 from backplane.journal.events import PEER_LOST
 from backplane.journal.writing import write
+from backplane.patterns import Prefixes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -116,7 +116,7 @@ class SubscriberConnection:
 
     def reads(self, key: bytes) -> bool:
         """Whether the peer reads this channel from the log."""
-        return key in self._log_keys or self._log_prefixes.match(key)
+        return key in self._log_keys or self._log_prefixes.covers(key)
 
     def nudge(self, notice: bytes) -> None:
         """Notify the peer of a record in the log.
@@ -228,7 +228,7 @@ class SubscriberConnection:
         if wanted == wire.READ_FROM_LOG:
             self._log_prefixes.add([prefix])
         else:
-            self._log_prefixes.discard([prefix])
+            self._log_prefixes.remove([prefix])
         if wanted:
             self._state.subscribers.add_prefix(self, prefix)
         else:

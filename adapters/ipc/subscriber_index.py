@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Final, Generic, Protocol, TypeVar
 
-from backplane.adapters.shared.prefixes import Prefixes
 from backplane.channels import RESERVED_PREFIX
+from backplane.patterns import Prefixes
 
 __all__ = ["Subscriber", "SubscriberIndex"]
 
@@ -64,8 +64,8 @@ class SubscriberIndex(Generic[_SubscriberT]):
         """Record that `subscriber` has unsubscribed from a prefix."""
         prefixes = self._prefixes.get(subscriber)
         if prefixes is not None:
-            prefixes.discard([prefix])
-            if not prefixes.wanted:
+            prefixes.remove([prefix])
+            if not prefixes:
                 del self._prefixes[subscriber]
             self._cached.clear()
 
@@ -93,7 +93,7 @@ class SubscriberIndex(Generic[_SubscriberT]):
         named = self._subscribers.get(key, ())
         if key.startswith(_RESERVED):
             return named
-        others = (each for each, prefixes in self._prefixes.items() if each not in named and prefixes.match(key))
+        others = (each for each, prefixes in self._prefixes.items() if each not in named and prefixes.covers(key))
         return (*named, *others)
 
     def _remove(self, subscriber: _SubscriberT, key: bytes) -> None:

@@ -324,8 +324,8 @@ class NatsLink(asyncio.Protocol):
     async def unsubscribe_prefixes(self, prefixes: Collection[str]) -> None:
         """Drop `prefixes`, here at once and then, with the last one, at the server."""
         wildcard = self._wildcard
-        wildcard.prefixes.discard(prefixes)
-        unwanted = [channel for channel in wildcard.lingering if not wildcard.prefixes.match(channel)]
+        wildcard.prefixes.remove(prefixes)
+        unwanted = [channel for channel in wildcard.lingering if not wildcard.prefixes.covers(channel)]
         try:
             # The other members of its group are at the server before the wildcard leaves the group.
             await self._leave([self._end_lingering(channel) for channel in unwanted])
@@ -381,7 +381,7 @@ class NatsLink(asyncio.Protocol):
             if not found.is_shared:
                 return  # it is received by its own subscription as well
             log = found.log
-        elif self._wildcard.prefixes.match(channel):
+        elif self._wildcard.prefixes.covers(channel):
             log = self._wildcard.log_of(channel)
         else:
             return
@@ -510,7 +510,7 @@ class NatsLink(asyncio.Protocol):
                 self._logs.unsubscribed(channel)
             if dropped.is_shared:
                 self._wildcard.leaving.add(number)
-            elif linger and self._wildcard.number is not None and self._wildcard.prefixes.match(channel):
+            elif linger and self._wildcard.number is not None and self._wildcard.prefixes.covers(channel):
                 self._wildcard.lingering[channel] = number
                 self._channels[number] = dropped._replace(log=self._wildcard.log_of(channel))
                 continue

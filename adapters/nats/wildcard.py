@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from backplane.adapters.shared.prefixes import Prefixes
+from backplane.patterns import Prefixes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +72,7 @@ class Wildcard:
 
     def end_unwanted(self) -> list[bytes]:
         """Return the commands that drop it at the server, if no prefix is wanted any more."""
-        if self.number is None or self.prefixes.wanted:
+        if self.number is None or self.prefixes:
             return []
         number, self.number = self.number, None
         self.leaving.add(number)

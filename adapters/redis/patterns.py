@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from backplane.adapters.shared.prefixes import Prefixes, outermost
+from backplane.patterns import Prefixes
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
-__all__ = ["Patterns", "escape_glob"]
+__all__ = ["Patterns", "escape_glob", "outermost"]
 
 # The characters that have a meaning in a pattern, of PSUBSCRIBE as of an ACL.
 _ESCAPES: Final = str.maketrans({character: f"\\{character}" for character in "*?[]\\"})
@@ -63,13 +63,13 @@ class Patterns:
 
         Of a name that is not UTF-8, or that lacks the prefix of the options, there is no channel.
         """
-        if not self.wanted.outermost or not name.startswith(self._prefix_bytes):
+        if not self.wanted or not name.startswith(self._prefix_bytes):
             return None
         try:
             channel = name[len(self._prefix_bytes) :].decode()
         except UnicodeDecodeError:
             return None
-        return channel if channel and self.wanted.match(channel) else None
+        return channel if channel and self.wanted.covers(channel) else None
 
     def delivers(self, pattern: bytes) -> bool:
         """Return whether a message is delivered because of this pattern, if it is not because of its name."""
@@ -86,20 +86,30 @@ class Patterns:
         confirmed = set(self._confirmed.values())
         return [
             self.pattern_of(prefix)
-            for prefix in self.wanted.outermost
+            for prefix in outermost(self.wanted)
             if prefix not in confirmed and (exact or not _covering(prefix, confirmed))
         ]
 
     def surplus(self) -> list[bytes]:
         """Return the patterns to unsubscribe from: the server has all that is needed without them."""
         confirmed = set(self._confirmed.values())
-        needed = confirmed.intersection(self.wanted.outermost)
-        for prefix in self.wanted.outermost:
+        wanted = outermost(self.wanted)
+        needed = confirmed.intersection(wanted)
+        for prefix in wanted:
             if prefix not in confirmed:
                 # The server has not confirmed it, or refused it. Shorter ones serve as well, and longer ones in part.
                 longer = (other for other in confirmed if other.startswith(prefix))
                 needed.update(_covering(prefix, confirmed)[-1:] or longer)
         return [pattern for pattern, prefix in self._confirmed.items() if prefix not in needed]
+
+
+def outermost(prefixes: Iterable[str]) -> list[str]:
+    """Return those that begin with no other one: whatever begins with any of all begins with one of these."""
+    found: list[str] = []
+    for prefix in sorted(prefixes):  # each directly follows the one that it begins with, or others that do
+        if not found or not prefix.startswith(found[-1]):
+            found.append(prefix)
+    return found
 
 
 def escape_glob(text: str) -> str:

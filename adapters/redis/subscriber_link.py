@@ -95,7 +95,7 @@ class SubscriberLink(RedisLink):
             await self._subscribe_patterns(patterns.missing(), errors)
             while errors:  # those that begin with a refused one are subscribed in its place
                 refused.update((patterns.prefix_of(pattern), error) for pattern, error in errors.items())
-                patterns.wanted.discard(refused)
+                patterns.wanted.remove(refused)
                 errors.clear()
                 await self._subscribe_patterns(patterns.missing(), errors)
             await self._drop_surplus()
@@ -112,7 +112,7 @@ class SubscriberLink(RedisLink):
         """
         async with self._patterns_lock:
             await self._settle_patterns()
-            self._patterns.wanted.discard(prefixes)
+            self._patterns.wanted.remove(prefixes)
             await self._subscribe_patterns(self._patterns.missing(exact=True), {})
             await self._drop_surplus()
 

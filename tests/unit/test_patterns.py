@@ -72,6 +72,14 @@ def test_prefixes() -> None:
     assert not prefixes.covers("x")
 
 
+def test_prefixes_are_a_collection() -> None:
+    """They are listed, and found again as they are; what begins with one is not one."""
+    prefixes = Prefixes[str]()
+    prefixes.add(["a.", ""])
+    assert sorted(prefixes) == ["", "a."]
+    assert ("a." in prefixes, "a.b" in prefixes) == (True, False)
+
+
 def test_prefixes_of_bytes() -> None:
     """Bytes are looked up the same way."""
     prefixes: Prefixes[bytes] = Prefixes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from backplane.adapters.redis.patterns import Patterns
+from backplane.adapters.redis.patterns import Patterns, outermost
 
 
 @pytest.mark.parametrize("prefix", ["", "orders.", "a*b?c[d]e\\f^-", "\\", "ü\n", "***"])
@@ -28,6 +28,13 @@ def test_names_that_are_no_channels_are_ignored() -> None:
     patterns.wanted.add([""])
     names = [b"app:a", b"other:a", b"app:", b"app:\xff", "app:ü".encode()]
     assert [patterns.channel_of(name) for name in names] == ["a", None, None, None, "ü"]
+
+
+def test_outermost_prefixes_cover_the_others() -> None:
+    """A prefix that begins with another one is covered by it, whatever sorts between them."""
+    assert outermost(["a.b", "a", "b", "a!", "a.b.c", "ab"]) == ["a", "b"]
+    assert outermost(["orders.", "orders", ""]) == [""]
+    assert outermost([]) == []
 
 
 def test_only_the_shortest_pattern_at_the_server_delivers() -> None:
@@ -63,9 +70,9 @@ def test_a_shorter_pattern_is_kept_where_the_server_refuses_a_longer_one() -> No
     patterns.wanted.add(["a.", "a.b."])
     patterns.confirmed(b"*", subscribed=True)
     patterns.confirmed(b"a.*", subscribed=True)
-    patterns.wanted.discard(["a."])
+    patterns.wanted.remove(["a."])
     assert patterns.missing() == []
     assert patterns.missing(exact=True) == [b"a.b.*"]
     assert patterns.surplus() == [b"*"]
-    patterns.wanted.discard(["a.b."])
+    patterns.wanted.remove(["a.b."])
     assert patterns.surplus() == [b"*", b"a.*"]
