@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from backplane.adapters.redis.link import RedisLink
+    from backplane.findings import Level
 
-__all__ = ["inspect_server", "other_prefixes"]
+__all__ = ["compare_subscribers", "config_of", "inspect_limits", "inspect_server", "other_prefixes"]
 
 _MIB: Final = 1024 * 1024
 # What a worker that reads slowly for some seconds may have waiting: the default of Redis is 32 MiB, or 8 for a minute.
@@ -35,14 +36,10 @@ async def inspect_server(
         subscribers: How many workers should have subscribed to a channel.
         expects_cluster: Whether the URL is that of a cluster.
     """
-    findings: list[Finding] = [] if expects_cluster else await _cluster(link)
-    for check, inspect in (("redis_output_buffer", _output_buffer), ("redis_maxclients", _clients)):
-        try:
-            findings.append(await inspect(link))
-        except hiredis.ReplyError as error:
-            findings.append(Finding(check=check, level="skipped", text=f"an ACL denies it: {error}"))
+    findings = [*([] if expects_cluster else await _cluster(link)), *await inspect_limits(link)]
     try:
-        findings += await _subscriptions(link, prefix, subscribers)
+        for channel, expected in subscribers.items():
+            findings.append(await compare_subscribers(link, prefix, channel, expected))
         findings += await _other_prefixes(link, prefix)
     except hiredis.ReplyError as error:
         findings.append(Finding(check="redis_subscribers", level="skipped", text=f"an ACL denies it: {error}"))
@@ -62,9 +59,20 @@ async def _cluster(link: RedisLink) -> list[Finding]:
     return [Finding(check="redis_cluster", level="warning", text=text, cure=cure)]
 
 
+async def inspect_limits(link: RedisLink) -> list[Finding]:
+    """Return what was found of the limits of one server."""
+    findings: list[Finding] = []
+    for check, inspect in (("redis_output_buffer", _output_buffer), ("redis_maxclients", _clients)):
+        try:
+            findings.append(await inspect(link))
+        except hiredis.ReplyError as error:
+            findings.append(Finding(check=check, level="skipped", text=f"an ACL denies it: {error}"))
+    return findings
+
+
 async def _output_buffer(link: RedisLink) -> Finding:
     check, name = "redis_output_buffer", "client-output-buffer-limit"
-    words = (await _config(link, name)).split()
+    words = (await config_of(link, name)).split()
     try:
         begin = words.index("pubsub")
         hard, soft, seconds = map(int, words[begin + 1 : begin + 4])
@@ -81,7 +89,7 @@ async def _output_buffer(link: RedisLink) -> Finding:
 
 async def _clients(link: RedisLink) -> Finding:
     check = "redis_maxclients"
-    most = int(await _config(link, "maxclients") or 0)
+    most = int(await config_of(link, "maxclients") or 0)
     connected = int(info_fields(await link.ask(b"INFO", b"clients")).get("connected_clients", 0))
     text = f"{connected:,} of {most:,} clients are connected"
     if not most:
@@ -92,23 +100,24 @@ async def _clients(link: RedisLink) -> Finding:
     return Finding(check=check, level="ok", text=text)
 
 
-async def _subscriptions(link: RedisLink, prefix: str, subscribers: Mapping[str, int]) -> list[Finding]:
-    """Compare how many have subscribed to a channel with how many should have."""
-    findings: list[Finding] = []
-    for channel, expected in subscribers.items():
-        reply: Any = await link.ask(b"PUBSUB", b"NUMSUB", (prefix + channel).encode())
-        found = int(reply[1])
-        text = f"{found} of {expected} workers have subscribed to {channel}"
-        if found < expected:
-            cure = "the link of a worker has lost its subscriptions: restart the one that receives nothing"
-            findings.append(Finding(check="redis_subscribers", level="error", text=text, cure=cure))
-        elif found > expected:
-            text = f"{found} processes have subscribed to {channel}, and {expected} workers answer"
-            cure = "a worker does not answer, or another program has subscribed: redis-cli CLIENT LIST TYPE pubsub"
-            findings.append(Finding(check="redis_subscribers", level="warning", text=text, cure=cure))
-        else:
-            findings.append(Finding(check="redis_subscribers", level="ok", text=text))
-    return findings
+async def compare_subscribers(
+    link: RedisLink, prefix: str, channel: str, expected: int, *, command: bytes = b"NUMSUB"
+) -> Finding:
+    """Compare how many have subscribed to a channel with how many should have.
+
+    Raises:
+        hiredis.ReplyError: An ACL denies it.
+    """
+    reply: Any = await link.ask(b"PUBSUB", command, (prefix + channel).encode())
+    found = int(reply[1])
+    level: Level = "ok"
+    text, cure = f"{found} of {expected} workers have subscribed to {channel}", ""
+    if found < expected:
+        level, cure = "error", "the link of a worker has lost its subscriptions: restart the one that receives nothing"
+    elif found > expected:
+        level, text = "warning", f"{found} processes have subscribed to {channel}, and {expected} workers answer"
+        cure = "a worker does not answer, or another program has subscribed: redis-cli CLIENT LIST TYPE pubsub"
+    return Finding(check="redis_subscribers", level=level, text=text, cure=cure)
 
 
 async def other_prefixes(link: RedisLink, prefix: str, channel: str) -> list[str]:
@@ -132,7 +141,12 @@ async def _other_prefixes(link: RedisLink, prefix: str) -> list[Finding]:
     return [Finding(check="redis_prefixes", level="warning", text=text, cure=cure)]
 
 
-async def _config(link: RedisLink, name: str) -> str:
+async def config_of(link: RedisLink, name: str) -> str:
+    """Return a value of the server's configuration, empty where it has none.
+
+    Raises:
+        hiredis.ReplyError: An ACL denies it.
+    """
     reply: list[bytes] | dict[bytes, bytes] = await link.ask(b"CONFIG", b"GET", name.encode())
     pairs = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=False))  # RESP3 has maps
     return pairs.get(name.encode(), b"").decode()

@@ -25,6 +25,7 @@ from backplane.adapters.redis_cluster.classic import ClassicClusterBroadcaster
 from backplane.adapters.redis_cluster.connector import Connector
 from backplane.adapters.redis_cluster.discovery import find_map
 from backplane.adapters.redis_cluster.history import ShardHistory
+from backplane.adapters.redis_cluster.inspection import inspect_cluster
 from backplane.adapters.redis_cluster.nodes import NOTIFIED_SECONDS, Nodes
 from backplane.adapters.redis_cluster.options import RedisClusterOptions
 from backplane.adapters.redis_cluster.ordering import ShardedPublisher
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from backplane.adapters.redis_cluster.node import Node
     from backplane.adapters.redis_cluster.slots import Host
     from backplane.broadcaster import BrokerUrl, Options, Recalled, Sink
+    from backplane.findings import Finding
     from backplane.history_rules import History, HistoryRules
     from backplane.message import Position, Receipt
 
@@ -259,6 +261,12 @@ class RedisClusterBroadcaster(Broadcaster):
         if "valkey_version" in fields:  # Valkey reports the version of Redis that it is compatible with too
             product, version = "Valkey", fields["valkey_version"]
         return f"{product} {version}, a cluster of {len(nodes)}"
+
+    async def inspect(self, subscribers: Mapping[str, int]) -> list[Finding]:
+        """Return the state of the cluster, what of its nodes can lose messages, and whether all have subscribed."""
+        nodes = self._require_nodes()
+        nodes.require()
+        return await inspect_cluster(nodes, self.options.prefix, subscribers)
 
     # -- what the nodes report -----------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from backplane.findings import Finding
     from tests.brokers.broker import Broker
-    from tests.conftest import StartNats, StartRedis
+    from tests.conftest import StartNats, StartRedis, StartRedisNode
 
 pytestmark = pytest.mark.anyio
 
@@ -55,6 +55,36 @@ async def redis_client(url: str) -> AsyncGenerator[Any]:
     client: Any = Redis
     async with client.from_url(url, decode_responses=True) as redis:
         yield redis
+
+
+# --- Redis Cluster ---
+
+
+async def test_a_redis_cluster(redis_node: StartRedisNode) -> None:
+    """State, nodes, versions and limits of a cluster are stated; a primary without a replica is named."""
+    url = redis_node().url
+    async with worker(url), worker(url):
+        findings = await found(url)
+    assert findings["redis_cluster_state"].text == "the state of the cluster is ok, with 16384 of 16384 slots served"
+    assert findings["redis_cluster_nodes"].text == "1 of 1 nodes that serve slots are connected"
+    assert findings["redis_cluster_replicas"].level == "warning"
+    assert findings["redis_cluster_versions"].level == "ok"
+    assert "is 1,000 ms" in findings["redis_cluster_timeout"].text
+    assert findings["redis_cluster_when_down"].level == "warning"
+    assert "CONFIG SET cluster-allow-pubsubshard-when-down no" in findings["redis_cluster_when_down"].cure
+    assert findings["redis_output_buffer"].level == "warning"
+    assert findings["redis_subscribers"].text == "2 of 2 workers have subscribed to $backplane/control"
+
+
+async def test_what_an_acl_of_a_cluster_denies(redis_node: StartRedisNode) -> None:
+    """What cannot be read is skipped."""
+    rules = "alice on >secret ~* &* +@all -config -info -pubsub"
+    url = redis_node(RedisConfig(users=(rules,), login="alice:secret")).url
+    async with worker(url):
+        findings = await found(url)
+    checks = ("redis_cluster_versions", "redis_cluster_timeout", "redis_output_buffer", "redis_subscribers")
+    assert [findings[check].level for check in checks] == ["skipped"] * 4
+    assert "secret" not in str(findings)
 
 
 # --- Redis ---
