@@ -38,6 +38,7 @@ _SHARES_SERVERS = (
     "tests/e2e/test_live_page_attacks.py",
     "tests/e2e/test_live_page_faults.py",
     "tests/integration/test_amqp.py",
+    "tests/integration/test_amqp_durable.py",
 )
 _WAITING_AT_ONCE = 2
 _LOCKS = pytest.StashKey[list[Path]]()

@@ -10,7 +10,7 @@ At most once: the queue ends with its connection, and drops the oldest messages 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from backplane.adapters.amqp.connector import Connector
 from backplane.adapters.amqp.consumer import ConsumerConnection
@@ -42,6 +42,16 @@ class AmqpBroadcaster(Broadcaster):
     options_class: ClassVar[type[Options]] = AmqpOptions
     options: AmqpOptions
 
+    def __new__(cls, url: BrokerUrl, options: AmqpOptions) -> Self:
+        """Return the class that the option `durable` asks for: what can resume is another kind of adapter."""
+        chosen: Any = cls
+        if options.durable and cls is AmqpBroadcaster:
+            from backplane.adapters.amqp.durable import DurableAmqpBroadcaster  # it is a subclass
+
+            chosen = DurableAmqpBroadcaster
+        made: Self = super().__new__(chosen)
+        return made
+
     def __init__(self, url: BrokerUrl, options: AmqpOptions) -> None:
         super().__init__(url, options)
         check_options(url, options)
@@ -65,22 +75,11 @@ class AmqpBroadcaster(Broadcaster):
 
     async def start(self, sink: Sink) -> None:
         """Open the connection that publishes; the one that receives is opened with the first subscription."""
-        self._consumer_opening = asyncio.Lock()
-        options = self.options
-        publisher = await self._connector.open(
-            lambda: PublisherConnection(options.exchange, options.max_pending_bytes, self._numbering)
-        )
-        publisher.adopt(lambda error: self._lost(publisher, error))
-        self._sink, self._publisher = sink, publisher
+        await self._open(sink)
 
     async def stop(self) -> None:
         """Close both connections; publishes without an answer raise `PublishOutcomeUnknownError`."""
-        self._sink = None
-        publisher, self._publisher = self._publisher, None
-        consumer, self._consumer = self._consumer, None
-        open_connections = [connection for connection in (publisher, consumer) if connection is not None]
-        if open_connections:
-            await asyncio.gather(*[connection.close() for connection in open_connections])
+        await self._close()
 
     async def publish(self, channel: str, payload: bytes) -> None:
         """Publish; returns when the server has confirmed, which is when every queue has it.
@@ -131,13 +130,42 @@ class AmqpBroadcaster(Broadcaster):
         server = self._publisher.server
         return f"{server.get('product', 'AMQP 0-9-1')} {server.get('version', '(version not granted)')}"
 
-    async def _require_consumer(self) -> ConsumerConnection:
+    async def _open(self, sink: Sink) -> None:
+        self._consumer_opening = asyncio.Lock()
+        publisher = await self._connector.open(self._make_publisher)
+        publisher.adopt(lambda error: self._lost(publisher, error))
+        self._sink, self._publisher = sink, publisher
+
+    async def _close(self) -> None:
+        self._sink = None
+        publisher, self._publisher = self._publisher, None
+        consumer, self._consumer = self._consumer, None
+        open_connections = [connection for connection in (publisher, consumer) if connection is not None]
+        if open_connections:
+            await asyncio.gather(*[connection.close() for connection in open_connections])
+
+    def _make_publisher(self) -> PublisherConnection:
+        return PublisherConnection(self.options.exchange, self.options.max_pending_bytes, self._numbering)
+
+    def _make_consumer(self, sink: Sink) -> ConsumerConnection:
+        return ConsumerConnection(
+            self.options.exchange,
+            self.options.queue_max_bytes,
+            deliver=sink.deliver,
+            overran=lambda reason: sink.gap(ALL, reason),
+        )
+
+    async def _ready(self, consumer: ConsumerConnection, publisher: PublisherConnection) -> None:
+        """Prepare a connection that receives, before it is used."""
+
+    async def _require_consumer(self, channels: Collection[str] = ()) -> ConsumerConnection:
+        """Return the connection that receives, which is opened where there is none, with these channels."""
         async with self._consumer_opening:
             publisher, sink = self._publisher, self._sink
             if publisher is None or sink is None or publisher.loss is not None:
                 raise unavailable("the link is lost")
             if self._consumer is None:
-                consumer = await self._open_consumer(sink, publisher)
+                consumer = await self._open_consumer(sink, publisher, channels)
                 if self._publisher is not publisher or self._sink is not sink:
                     consumer.end(unavailable("the link is closed"))
                     raise unavailable("the link was closed meanwhile")
@@ -145,23 +173,28 @@ class AmqpBroadcaster(Broadcaster):
                 self._consumer = consumer
             return self._consumer
 
-    async def _open_consumer(self, sink: Sink, publisher: PublisherConnection) -> ConsumerConnection:
-        options = self.options
-        consumer = await self._connector.open(
-            lambda: ConsumerConnection(
-                options.exchange,
-                options.queue_max_bytes,
-                deliver=sink.deliver,
-                overran=lambda reason: sink.gap(ALL, reason),
-            )
-        )
-        names = [connection.server.get("cluster_name") for connection in (publisher, consumer)]
-        if names[0] != names[1]:
-            consumer.end(unavailable("it leads elsewhere"))
-            raise unavailable(
-                f"{self.url} leads to more than one cluster: two connections found {names[0]}, {names[1]}"
-            )
+    async def _open_consumer(
+        self, sink: Sink, publisher: PublisherConnection, channels: Collection[str]
+    ) -> ConsumerConnection:
+        def make() -> ConsumerConnection:
+            consumer = self._make_consumer(sink)
+            consumer.wanted.add(channels)
+            return consumer
+
+        consumer = await self._connector.open(make)
+        try:
+            self._compare(publisher, consumer)
+            await self._ready(consumer, publisher)
+        except BaseException:
+            consumer.end(unavailable("it was given up"))
+            raise
         return consumer
+
+    def _compare(self, *connections: AmqpConnection) -> None:
+        names = {str(connection.server.get("cluster_name")) for connection in connections}
+        if len(names) > 1:
+            found = ", ".join(sorted(names))
+            raise unavailable(f"{self.url} leads to more than one cluster: two connections found {found}")
 
     def _lost(self, connection: AmqpConnection, error: BrokerError) -> None:
         if self._sink is None or connection not in (self._publisher, self._consumer):

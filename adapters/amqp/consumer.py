@@ -84,7 +84,7 @@ class ConsumerConnection(AmqpConnection):
                 return False
             self._routing_key = read_routing_key(payload)
         elif kind == HEADER and self._routing_key is not None:
-            self._begin(read_content(payload))
+            self._begin(payload)
         elif kind == BODY and self._missing_bytes:
             self._missing_bytes -= len(payload)
             if self._parts is not None:
@@ -94,12 +94,13 @@ class ConsumerConnection(AmqpConnection):
             self._complete()
         return True
 
-    def _begin(self, content: Content) -> None:
-        if content.app_id:
-            self._count(content)
+    def _begin(self, header: bytes) -> None:
+        content = read_content(header)
+        is_new = self._arrived(header, content)
         self._missing_bytes = content.size
         is_wanted = (
-            self._routing_key is not None
+            is_new
+            and self._routing_key is not None
             and self.wanted.find(self._routing_key) is not None
             and content.size <= self._max_queue_bytes
         )
@@ -107,20 +108,25 @@ class ConsumerConnection(AmqpConnection):
         self._complete()
 
     def _complete(self) -> None:
-        if self._missing_bytes or self._routing_key is None:
+        if self._missing_bytes or self._routing_key is None or self.loss is not None:
             return
         channel = self.wanted.find(self._routing_key)
         if channel is not None and self._parts is not None:
             self._deliver(channel, b"".join(self._parts))
         self._routing_key = self._parts = None
+        self._completed()
 
-    def _count(self, content: Content) -> None:
-        """Report a hole in what a worker has published."""
-        missed = self._numbers.missed(content, self._loop.time())
+    def _arrived(self, header: bytes, content: Content) -> bool:
+        """Report a hole in what a worker has published; return whether the message is a new one."""
+        missed = self._numbers.missed(content, self._loop.time()) if content.app_id else 0
         if missed > 0:
             self._overran(
                 f"the queue of this worker overran, or the cluster was parted: at least {missed:,} messages are missing"
             )
+        return True
+
+    def _completed(self) -> None:
+        """React to a message that is delivered, or passed over."""
 
     def _fail(self, error: BrokerError) -> None:
         pass

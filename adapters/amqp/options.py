@@ -28,6 +28,14 @@ class AmqpOptions(Options):
     """The fanout exchange, which carries all channels: another one for each application. It is created if missing."""
     queue_max_bytes: int = Field(default=64 * _MEBIBYTE, gt=0)
     """Most bytes that RabbitMQ keeps for a worker that does not read. Over it the oldest are dropped: a gap."""
+    durable: bool = False
+    """Messages are stored in a stream (RabbitMQ 3.9 or newer), and a worker goes on after a lost link where it was.
+    Defaults to false."""
+    retention_seconds: int = Field(default=600, gt=0)
+    """With `durable`: how long a message is kept, in seconds. It applies when the stream is created, `exchange` with
+    `.stream` after it; RabbitMQ deletes what is older in parts of a tenth of `retention_bytes`."""
+    retention_bytes: int = Field(default=1024 * _MEBIBYTE, ge=10 * _MEBIBYTE)
+    """With `durable`: most bytes that the stream keeps."""
     credentials: str | None = Field(default=None, pattern=CREDENTIALS_PATTERN)
     """`package.module:callable`, called at each connect in place of the URL's password, for tokens that expire. Returns
     a password, `(password,)` or `(username, password)`; async, or run in a thread."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from contextlib import suppress
 from time import time
@@ -26,16 +27,23 @@ from backplane.adapters.amqp.wire import (
     encode_message,
     read_confirmation,
 )
-from backplane.errors import BrokerAuthenticationError
+from backplane.errors import BrokerAuthenticationError, BrokerError, BrokerUnavailableError
+from backplane.journal.events import BROKER_DETAIL
+from backplane.journal.writing import write
 
 if TYPE_CHECKING:
     import asyncio
 
+    from pamqp.common import FieldTable
+
     from backplane.adapters.amqp.numbering import Numbering
-    from backplane.errors import BrokerError
 
-__all__ = ["PublisherConnection"]
+__all__ = ["PublisherConnection", "StreamSettings"]
 
+logger: Final = logging.getLogger("backplane.adapters.amqp.publisher")
+
+_SEGMENT_BYTES: Final = 100 * 1024 * 1024
+_SEGMENTS: Final = 10
 # "message size 2097152 is larger than configured max size 1048576"
 _TOO_LARGE: Final = re.compile(r"message size \d+ .*max size (\d+)")
 
@@ -47,6 +55,20 @@ class _Waiting(NamedTuple):
     answer: asyncio.Future[None]
 
 
+class StreamSettings(NamedTuple):
+    """A stream, for what is published to be stored in.
+
+    Attributes:
+        name: Its name.
+        retention_seconds: How long a message is kept.
+        retention_bytes: How much is kept.
+    """
+
+    name: str
+    retention_seconds: int
+    retention_bytes: int
+
+
 class PublisherConnection(AmqpConnection):
     """Publishes in the order of the calls.
 
@@ -54,17 +76,21 @@ class PublisherConnection(AmqpConnection):
         exchange: The exchange.
         max_pending_bytes: Most bytes published and not yet confirmed.
         numbering: Numbers what is published.
+        stream: Created, and bound to the exchange, where it is given.
 
     Attributes:
         max_message_bytes: What the server has shown to be its limit of a message; `None` where it has not.
     """
 
-    def __init__(self, exchange: str, max_pending_bytes: int, numbering: Numbering) -> None:
+    def __init__(
+        self, exchange: str, max_pending_bytes: int, numbering: Numbering, stream: StreamSettings | None = None
+    ) -> None:
         super().__init__()
         self.max_message_bytes: int | None = None
         self._exchange = exchange
         self._max_pending_bytes = max_pending_bytes
         self._numbering = numbering
+        self._stream = stream
         self._pending: dict[int, _Waiting] = {}  # by the number of the message, in its order
         self._pending_bytes = 0
         self._begin()
@@ -116,6 +142,9 @@ class PublisherConnection(AmqpConnection):
             return
         with suppress(BrokerAuthenticationError):  # an answer too
             await self.ask(commands.Exchange.Declare(exchange=self._exchange, exchange_type="fanout", passive=True))
+        if self._stream is not None:
+            with suppress(BrokerAuthenticationError):
+                await self.ask(commands.Queue.Declare(queue=self._stream.name, passive=True))
 
     async def _prepare(self) -> None:
         await self.ask(commands.Channel.Open())
@@ -126,6 +155,34 @@ class PublisherConnection(AmqpConnection):
         except BrokerAuthenticationError:  # one who may not create it may use it
             declare.passive = True
             await self.ask(declare)
+        if self._stream is not None:
+            await self._create_stream(self._stream)
+
+    async def _create_stream(self, stream: StreamSettings) -> None:
+        arguments: FieldTable = {
+            "x-queue-type": "stream",
+            "x-max-age": f"{stream.retention_seconds}s",
+            "x-max-length-bytes": stream.retention_bytes,
+            # What is deleted is a whole segment.
+            "x-stream-max-segment-size-bytes": min(_SEGMENT_BYTES, max(1, stream.retention_bytes // _SEGMENTS)),
+        }
+        declare = commands.Queue.Declare(queue=stream.name, durable=True, arguments=arguments)
+        try:
+            await self.ask(declare)
+        except BrokerUnavailableError:
+            raise
+        except BrokerError as error:  # it exists with another retention, or it may not be created
+            write(
+                logger,
+                BROKER_DETAIL,
+                "stream %(name)r is used as it is: %(reason)s",
+                name=stream.name,
+                reason=error.reason,
+            )
+            declare.passive = True
+            await self.ask(declare)
+        with suppress(BrokerAuthenticationError):  # another worker may, then
+            await self.ask(commands.Queue.Bind(queue=stream.name, exchange=self._exchange))
 
     def _begin(self) -> None:
         """Count messages from 1 on, as the server does in a new channel: a link of its own at the receivers."""

@@ -14,7 +14,10 @@ A message without them is one of another program.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from pamqp.exceptions import PAMQPException
+from pamqp.header import ContentHeader
 
 from backplane.adapters.amqp.errors import WireError
 from backplane.adapters.shared.frame_buffer import FrameBuffer
@@ -40,6 +43,7 @@ __all__ = [
     "read_confirmation",
     "read_content",
     "read_routing_key",
+    "read_stream_offset",
 ]
 
 PROTOCOL_HEADER: Final = b"AMQP\0\0\x09\x01"
@@ -67,6 +71,8 @@ _HAS_TIMESTAMP: Final = 1 << 6
 _HAS_APP_ID: Final = 1 << 3
 _NUMBERED: Final = _HAS_MESSAGE_ID | _HAS_TIMESTAMP | _HAS_APP_ID
 _MORE_FLAGS: Final = 1
+_OFFSET: Final = "x-stream-offset"
+_ONLY_OFFSET: Final = b"\0\0\0\x19\x0fx-stream-offsetl"  # a table of nothing else, as all workers publish
 _MESSAGE_ID_WORDS: Final = 4
 _MAX_MESSAGE_ID: Final = 80
 # The properties by their bits, from the highest: how many bytes each has; None for a short string, -1 for a table.
@@ -214,6 +220,25 @@ def read_content(payload: bytes) -> Content:
         return Content(size)
     number, age, link, base = map(int, words)
     return Content(size, found[3], number, link, base, age / 1000, int.from_bytes(found[6], "big"))
+
+
+def read_stream_offset(payload: bytes) -> int | None:
+    """Return the place of a message in its stream, from its header; `None` where it came from another kind of queue.
+
+    Raises:
+        WireError: It is cut short.
+    """
+    try:
+        position = _CONTENT.size
+        if payload.startswith(_ONLY_OFFSET, position):
+            position += len(_ONLY_OFFSET)
+            return int.from_bytes(payload[position : position + 8], "big")
+        header = ContentHeader()
+        header.unmarshal(payload)
+    except (struct.error, IndexError, ValueError, PAMQPException) as error:
+        raise WireError("the header of a message is cut short") from error
+    offset: Any = (header.properties.headers or {}).get(_OFFSET)
+    return offset if isinstance(offset, int) else None
 
 
 def _frame(kind: int, payload: bytes) -> bytes:

@@ -26,6 +26,18 @@ class TestAmqp(BroadcasterConformance):
 
 
 @pytest.mark.full
+class TestAmqpDurable(BroadcasterConformance):
+    """The whole contract, with messages in a stream."""
+
+    one_loop = True
+
+    @pytest.fixture
+    def url(self, amqp_broker: Broker) -> str:
+        """A stream of its own on a server that other tests use too."""
+        return f"{amqp_broker.own_url}&durable=true"
+
+
+@pytest.mark.full
 class TestAmqpPresence(PresenceConformance):
     """Presence."""
 

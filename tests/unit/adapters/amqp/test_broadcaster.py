@@ -1,101 +1,18 @@
 """The adapter on a stand-in that answers as RabbitMQ does; real servers are in `tests/integration/test_amqp.py`."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 from pamqp import commands
-from pamqp.body import ContentBody
-from pamqp.frame import marshal, unmarshal
-from pamqp.header import ContentHeader
 
 from backplane.adapters.amqp import AmqpBroadcaster
 from backplane.broker.registry import broadcaster_from_url
 from backplane.errors import BrokerUnavailableError, PublishError, PublishOutcomeUnknownError
 from backplane.testing.recording import RecordingSink
+from tests.unit.adapters.amqp.stand_in import StandIn
 
 pytestmark = pytest.mark.anyio
-
-_ANSWERS: dict[str, Any] = {
-    "Connection.StartOk": lambda: commands.Connection.Tune(0, 0, 60),
-    "Connection.Open": commands.Connection.OpenOk,
-    "Connection.Close": commands.Connection.CloseOk,
-    "Channel.Open": commands.Channel.OpenOk,
-    "Confirm.Select": commands.Confirm.SelectOk,
-    "Exchange.Declare": commands.Exchange.DeclareOk,
-    "Queue.Declare": lambda: commands.Queue.DeclareOk("q", 0, 0),
-    "Queue.Bind": commands.Queue.BindOk,
-    "Basic.Consume": lambda: commands.Basic.ConsumeOk("c"),
-}
-
-
-class StandIn:
-    """Answers each method; what is published goes to every connection that consumes."""
-
-    def __init__(self) -> None:
-        self.port = 0
-        self.on_publish: Any = None  # a method in place of the confirmation
-        self.drop: set[bytes] = set()
-        self._consumers: list[asyncio.StreamWriter] = []
-        self._writers: set[asyncio.StreamWriter] = set()
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection."""
-        self._writers.add(writer)
-        await reader.readexactly(8)
-        properties: Any = {"product": "RabbitMQ", "version": "0", "cluster_name": "one"}
-        writer.write(marshal(commands.Connection.Start(server_properties=properties), 0))
-        number, header = 0, ContentHeader()
-        key = ""
-        while head := await reader.read(7):
-            data = head + await reader.readexactly(int.from_bytes(head[3:7], "big") + 1)
-            _, channel, frame = unmarshal(data)
-            answer = _ANSWERS.get(frame.name)
-            if answer is not None:
-                writer.write(marshal(answer(), channel))
-            if isinstance(frame, commands.Basic.Consume):
-                self._consumers.append(writer)
-            elif isinstance(frame, commands.Basic.Publish):
-                key, number = frame.routing_key, number + 1
-            elif isinstance(frame, commands.Channel.Open):
-                number = 0
-            elif isinstance(frame, ContentHeader):
-                header = frame
-            elif isinstance(frame, ContentBody):
-                writer.write(marshal(self.on_publish or commands.Basic.Ack(number), 0 if self._is_blocked() else 1))
-                if frame.value not in self.drop:
-                    self.deliver(key, header, frame)
-        writer.close()
-
-    def deliver(self, key: str, header: ContentHeader, body: ContentBody) -> None:
-        """Deliver a message to every consumer."""
-        for consumer in self._consumers:
-            for part in (commands.Basic.Deliver("c", 1, exchange="backplane", routing_key=key), header, body):
-                consumer.write(marshal(part, 1))
-
-    def send(self, method: Any, channel: int = 1) -> None:
-        """Send a method on every connection."""
-        for writer in self._writers:
-            writer.write(marshal(method, channel))
-
-    def _is_blocked(self) -> bool:
-        return isinstance(self.on_publish, commands.Connection.Blocked)
-
-
-@pytest.fixture
-async def server() -> AsyncGenerator[StandIn]:
-    """A stand-in."""
-    stand_in = StandIn()
-    async with await asyncio.start_server(stand_in.serve, "127.0.0.1", 0) as listener:
-        stand_in.port = listener.sockets[0].getsockname()[1]
-        yield stand_in
-
-
-@pytest.fixture
-async def sink() -> RecordingSink:
-    """A sink."""
-    return RecordingSink()
 
 
 @pytest.fixture
@@ -177,3 +94,13 @@ async def test_what_ends_the_link(
     with pytest.raises(BrokerUnavailableError):
         await adapter.publish("room", b"1")
     assert len(sink.losses) == 1
+
+
+async def test_a_url_that_leads_to_two_clusters(server: StandIn, sink: RecordingSink) -> None:
+    """The connections must lead to the same."""
+    made = broadcaster_from_url(f"amqp://127.0.0.1:{server.port}")
+    await made.start(sink)
+    server.cluster = "two"
+    with pytest.raises(BrokerUnavailableError, match="more than one cluster: two connections found one, two"):
+        await made.subscribe(["room"])
+    await made.stop()
