@@ -11,7 +11,7 @@ import sys
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, NoReturn, ParamSpec, Protocol, TypeVar, cast
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -52,6 +52,7 @@ _CHROMIUM_ARGUMENTS = [
 _UVLOOP = ("asyncio", {"use_uvloop": True})
 _SLOW_BROKERS = {"private_kafka", "kafka_cluster", "private_amqp"}
 _T = TypeVar("_T")
+_P = ParamSpec("_P")
 _SKIPPED = "Tests on "
 
 pytest_plugins = ["tests.parallel"]
@@ -255,34 +256,20 @@ def module_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 
 
 @pytest.fixture(name="private_redis")
-def private_redis_fixture(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[StartRedis]:
+def private_redis_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartRedis]:
     """Starts a Redis for this test alone: `private_redis(RedisConfig(password="secret"))`."""
-    with ExitStack() as stack:
 
-        def start(config: RedisConfig = RedisConfig(), /) -> Broker:  # noqa: B008  # frozen
-            folder = tmp_path_factory.mktemp("redis")
-            return stack.enter_context(_started("redis", lambda: private_redis(config, folder)))
+    def make(folder: Path, config: RedisConfig = RedisConfig(), /) -> Broker:  # noqa: B008  # frozen
+        return private_redis(config, folder)
 
+    with _starting("redis", make, tmp_path_factory) as start:
         yield start
 
 
 @pytest.fixture(name="private_sentinels")
-def private_sentinels_fixture(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[StartSentinels]:
+def private_sentinels_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartSentinels]:
     """Starts a primary, a replica and three sentinels for this test alone, which takes a second."""
-    with ExitStack() as stack:
-
-        def start(*, password: str = "", sentinel_password: str = "", tls: bool = False) -> RedisSentinels:
-            folder = tmp_path_factory.mktemp("sentinels")
-            try:
-                made = private_sentinels(folder, password=password, sentinel_password=sentinel_password, tls=tls)
-            except BrokerMissingError as error:
-                _skip_without("redis-sentinel", str(error))
-            return stack.enter_context(made)
-
+    with _starting("redis-sentinel", private_sentinels, tmp_path_factory) as start:
         yield start
 
 
@@ -335,17 +322,13 @@ def nats_broker(shared_nats_server: Broker, caplog: pytest.LogCaptureFixture) ->
 
 
 @pytest.fixture(name="private_nats")
-def private_nats_fixture(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[StartNats]:
+def private_nats_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartNats]:
     """Starts a NATS for this test alone, with lines of its configuration file: `private_nats("max_payload: 1024")`."""
-    with ExitStack() as stack:
 
-        def start(config: str = "", /, *, login: str = "", jetstream: bool = False) -> Broker:
-            folder = tmp_path_factory.mktemp("nats")
-            made = _started("nats", lambda: private_nats(config, folder, login=login, jetstream=jetstream))
-            return stack.enter_context(made)
+    def make(folder: Path, config: str = "", /, *, login: str = "", jetstream: bool = False) -> Broker:
+        return private_nats(config, folder, login=login, jetstream=jetstream)
 
+    with _starting("nats", make, tmp_path_factory) as start:
         yield start
 
 
@@ -364,16 +347,13 @@ def postgres_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker
 
 
 @pytest.fixture(name="private_postgres")
-def private_postgres_fixture(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[StartPostgres]:
+def private_postgres_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartPostgres]:
     """Starts a PostgreSQL for this test alone: `private_postgres(PostgresConfig(settings=("max_connections=9",)))`."""
-    with ExitStack() as stack:
 
-        def start(config: PostgresConfig = PostgresConfig(), /) -> Broker:  # noqa: B008  # frozen
-            folder = tmp_path_factory.mktemp("postgres")
-            return stack.enter_context(_started("postgres", lambda: private_postgres(config, folder)))
+    def make(folder: Path, config: PostgresConfig = PostgresConfig(), /) -> Broker:  # noqa: B008  # frozen
+        return private_postgres(config, folder)
 
+    with _starting("postgres", make, tmp_path_factory) as start:
         yield start
 
 
@@ -388,16 +368,9 @@ def amqp_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(name="private_amqp")
-def private_amqp_fixture(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[], Broker]]:
+def private_amqp_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Broker]]:
     """Starts a RabbitMQ for this test alone, which takes ten seconds; such a test runs on one event loop."""
-    with ExitStack() as stack:
-
-        def start() -> Broker:
-            folder = tmp_path_factory.mktemp("rabbitmq")
-            return stack.enter_context(_started("amqp", lambda: private_rabbitmq(folder)))
-
+    with _starting("amqp", private_rabbitmq, tmp_path_factory) as start:
         yield start
 
 
@@ -444,13 +417,11 @@ def private_kafka_fixture(
 ) -> Iterator[StartKafka]:
     """Starts a Kafka for this test alone, which takes two seconds; such a test runs on one event loop."""
     announce = _announcer(request.config)
-    with ExitStack() as stack:
 
-        def start(config: KafkaConfig = KafkaConfig(), /) -> Broker:  # noqa: B008  # frozen
-            folder = tmp_path_factory.mktemp("kafka")
-            made = _started("kafka", lambda: private_kafka(config, folder, announce))
-            return stack.enter_context(made)
+    def make(folder: Path, config: KafkaConfig = KafkaConfig(), /) -> Broker:  # noqa: B008  # frozen
+        return private_kafka(config, folder, announce)
 
+    with _starting("kafka", make, tmp_path_factory) as start:
         yield start
 
 
@@ -468,6 +439,22 @@ def _announcer(config: pytest.Config) -> Callable[[str], None]:
             config.get_terminal_writer().line(line)
 
     return announce
+
+
+@contextmanager
+def _starting(
+    name: str,
+    make: Callable[Concatenate[Path, _P], AbstractContextManager[_T]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Generator[Callable[_P, _T]]:
+    """Yield what starts a broker in a folder of its own, each time anew; all of them end with the block."""
+    with ExitStack() as stack:
+
+        def start(*arguments: _P.args, **options: _P.kwargs) -> _T:
+            folder = tmp_path_factory.mktemp(name)
+            return stack.enter_context(_started(name, lambda: make(folder, *arguments, **options)))
+
+        yield start
 
 
 @contextmanager
