@@ -302,7 +302,7 @@ def micro(
 ) -> None:
     """Measure the parts by themselves, each beside a bare loop that does only the necessary work."""
     # Imported where they are measured.
-    from benchmarks.micro import asgi, centrifugal, codec, counting, excludes, fanout, import_time, sdk
+    from benchmarks.micro import asgi, centrifugal, codec, counting, excludes, fanout, import_time, patterns, sdk
 
     console.print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, one process")
     with console.status("codec"):
@@ -321,6 +321,8 @@ def micro(
         for messages in (1, 64):
             title = f"{messages} in one pass for {sockets:,} connections with shared compression, without the writes"
             show(title, excludes.run(sockets, rounds, messages))
+    with console.status("patterns"):
+        show("A message on a worker with patterns, before its fan-out, per message", patterns.run(rounds, 1_000))
     for messages in (1, 16):
         with console.status("SDK rooms"):
             title = f"{messages} at a time, in frames of 132 bytes, to {sockets:,} clients on the lane, per delivery"

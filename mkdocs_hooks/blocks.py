@@ -17,6 +17,7 @@ from mkdocs_hooks.log_events import log_events, log_lines
 from mkdocs_hooks.metrics import metrics
 from mkdocs_hooks.options import adapter_options, options, statistics
 from mkdocs_hooks.pages import pages
+from mkdocs_hooks.patterns import patterns
 from mkdocs_hooks.rooms import rooms
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ BLOCKS: Final[dict[str, Callable[..., str]]] = {
     "metrics": metrics,
     "options": options,
     "pages": pages,
+    "patterns": patterns,
     "rooms": rooms,
     "statistics": statistics,
 }

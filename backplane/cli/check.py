@@ -149,6 +149,7 @@ def _capabilities(capabilities: Capabilities) -> Iterator[tuple[str, str]]:
         yield "lost link", "continues where it was" if capabilities.resumes else "recovers, with a gap"
         if capabilities.parts:
             yield "lost node", "a gap for its channels alone"
+    yield "patterns", 'subscribe("prices.*") receives every channel that matches' if capabilities.patterns else "none"
     yield "limits", f"{format_size(capabilities.max_payload_bytes)} a message, header included"
     yield "", f"{MAX_CHANNEL_BYTES} bytes a channel name"
 

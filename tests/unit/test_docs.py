@@ -570,6 +570,13 @@ def test_statistics_are_whole() -> None:
     assert [name for name, _ in rows] == [field.name for field in fields(load("Statistics"))]
 
 
+def test_patterns_name_every_adapter() -> None:
+    """The table of patterns has a row for each adapter, with what it declares."""
+    rows = fill("<!-- generated: patterns -->").splitlines()[2:]
+    assert len(rows) == len(schemes_by_adapter())
+    assert "| `memory://` | yes |" in rows
+
+
 def test_histories_name_every_adapter() -> None:
     """Each adapter has its row, made from what it declares; one that keeps nothing promises nothing."""
     rows = fill("<!-- generated: histories -->").splitlines()[2:]

@@ -224,7 +224,7 @@ async def test_authorize_pattern(authorize: Authorize) -> None:
 
 async def test_no_pattern_without_authorize_pattern() -> None:
     """No client joins a pattern by default, whatever `authorize` allows; the error names what decides."""
-    policy = ConnectionPolicy(authorize=lambda *_: True)
+    policy = ConnectionPolicy(authorize=allow_all)
     async with patterned(policy) as (_, connection, _):
         with pytest.raises(JoinRefusedError, match="authorize_pattern"):
             await connection.join_pattern("a.*")
@@ -233,7 +233,7 @@ async def test_no_pattern_without_authorize_pattern() -> None:
 
 async def test_join_of_a_pattern_is_a_plain_name() -> None:
     """`join` takes a `*` as itself, also where patterns are permitted."""
-    async with patterned(ConnectionPolicy(authorize_pattern=lambda *_: True)) as (backplane, connection, socket):
+    async with patterned(ConnectionPolicy(authorize_pattern=allow_all)) as (backplane, connection, socket):
         await connection.join("a.*")
         await backplane.publish("a.x", "1")
         await backplane.publish("a.*", "2")
@@ -293,7 +293,7 @@ async def test_a_connection_that_ends_is_in_no_pattern() -> None:
 
 async def test_a_gap_of_a_pattern_closes_as_any_other() -> None:
     """After a loss the client is asked to come back, and to reload."""
-    policy = ConnectionPolicy(authorize_pattern=lambda *_: True, reload_delay=lambda: 0.0)
+    policy = ConnectionPolicy(authorize_pattern=allow_all, reload_delay=lambda: 0.0)
     async with patterned(policy) as (backplane, connection, socket):
         await connection.join_pattern("a*")
         running = backplane._runtime  # pyright: ignore[reportPrivateUsage]
@@ -301,6 +301,11 @@ async def test_a_gap_of_a_pattern_closes_as_any_other() -> None:
         running.hub.gap(ALL, "lost some")
         await socket.until(lambda: socket.closed != [])
         assert socket.closed == [RELOAD]
+
+
+def allow_all(_: Connection, __: str) -> bool:
+    """Allow everything."""
+    return True
 
 
 async def allow_all_later(*_: object) -> bool:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection
 
     from backplane import Subscription
-    from backplane.broadcaster import Capabilities
+    from backplane.broadcaster import Capabilities, Sink
 
 pytestmark = pytest.mark.anyio
 
@@ -80,6 +80,27 @@ class PrefixAdapter(Adapter):
         """Let the broker deliver texts on the present link."""
         for text in texts:
             self.links[-1].deliver(channel, text.encode())
+
+
+class ResumingAdapter(PrefixAdapter):
+    """One that goes on where it was, with its prefixes."""
+
+    def __init__(self) -> None:
+        super().__init__(resumes=True)
+
+    async def suspend(self) -> None:
+        """Keep the prefixes."""
+        self.sink = None
+        self.channels.clear()
+
+    async def resume(self, sink: Sink, channels: Collection[str]) -> None:
+        """Open the link again."""
+        self._record("resume")
+        await self.start_gate.passage()
+        self.links.append(sink)
+        self.sink = sink
+        self.channels.update(channels)
+        self._changed.set()
 
 
 class PatternWorld:
@@ -237,6 +258,15 @@ async def test_a_slow_consumer_of_a_pattern() -> None:
         await dropping.leave("*")
         assert (await take(dropping, 10))[-1] == ("a19", "")
         assert dropping.dropped == 10
+
+
+async def test_reserved_channels_by_name_are_received_beside_every_channel() -> None:
+    """Who is subscribed to a channel of this package by its name receives it, also where `*` is subscribed."""
+    async with PatternWorld().linked() as world:
+        everything, workers = await world.joined("*"), await world.joined(names=["$backplane/workers"])
+        world.deliver("$backplane/workers", "1")
+        await until_idle()
+        assert (everything.received, workers.received, world.hub.delivered) == ([], ["1"], 0)
 
 
 async def test_path_tests_and_malformed_payloads_are_counted_once() -> None:
@@ -484,6 +514,44 @@ async def test_a_revoked_name_is_reported_to_patterns() -> None:
         await world.adapter.until(lambda: world.adapter.calls.count(("subscribe", ("a.x",))) == 2)
         await until_idle()
         assert kinds(named) == ["a.x"]
+
+
+async def test_a_link_that_resumes_is_no_gap() -> None:
+    """An adapter that resumes keeps its prefixes; what was left meanwhile is unsubscribed."""
+    adapter = ResumingAdapter()
+    async with backplane_on(adapter) as backplane, backplane.subscribe("a.*", "b.*") as messages:
+        adapter.start_gate.close()
+        adapter.cut()
+        await adapter.until(lambda: "resume" in adapter.verbs)
+        await messages.leave("b.*")
+        adapter.start_gate.open()
+        await adapter.until(lambda: len(adapter.links) == 2)
+        adapter.arrive("a.x", "1")
+        assert await take(messages, 1) == [("a.x", "1")]
+        await adapter.until(lambda: adapter.prefixes == {"a."})
+
+
+async def test_an_unconfirmed_prefix_of_a_resumed_link_is_a_gap() -> None:
+    """Where the broker does not confirm a prefix again, messages may be missing after all."""
+    adapter = ResumingAdapter()
+    async with backplane_on(adapter) as backplane, backplane.subscribe("a.*") as messages:
+        adapter.unconfirmed["a."] = "it is loading"
+        adapter.cut()
+        await adapter.until(lambda: len(adapter.links) == 2)
+        adapter.unconfirmed.clear()
+        assert await take(messages, 1) == [("a.*", Gap)]
+
+
+async def test_a_gap_of_known_channels_of_a_lost_link() -> None:
+    """What a link had lost before it was lost itself is reported once the prefix is confirmed."""
+    async with PatternWorld().linked() as world:
+        subscriber = await world.joined("a.*")
+        other = await world.joined("b.*")
+        world.hub.open_gap(["a.x"], "lost some", "adapter")
+        world.deliver("a.x", "in the gap")
+        await until_idle()
+        world.hub.patterns.gaps.report(["a.*"])
+        assert (kinds(subscriber), other.received) == (["a.*"], [])
 
 
 async def test_a_join_that_waits_ends_with_the_backplane() -> None:
