@@ -96,6 +96,17 @@ def test_members() -> None:
     assert members <= set(dir(SdkClient))
 
 
+async def test_no_pattern(world: World) -> None:
+    """A client of a protocol knows channels by their names: a pattern is refused, whatever the application permits."""
+
+    def authorize(_: Connection, pattern: str) -> bool:
+        pytest.fail(f"asked about {pattern!r}")
+
+    connection, _, _ = await speaking(world, ConnectionPolicy(authorize_pattern=authorize))
+    with pytest.raises(ConfigurationError, match="SDK client"):
+        await connection.join_pattern("a*")
+
+
 async def test_messages(world: World) -> None:
     """What is published has the protocol's envelope, what the application sends the protocol's form."""
     connection, socket, protocol = await speaking(world)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from backplane import (
     Backlog,
     Backplane,
     BrokerUnavailableError,
+    ClosedError,
     ConfigurationError,
     Gap,
     History,
@@ -45,11 +46,13 @@ class PrefixAdapter(Adapter):
 
     Attributes:
         prefixes: What is subscribed.
+        fatal: Prefixes that end the link.
     """
 
     def __init__(self, *, resumes: bool = False) -> None:
         super().__init__(resumes=resumes)
         self.prefixes: set[str] = set()
+        self.fatal: set[str] = set()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -64,6 +67,9 @@ class PrefixAdapter(Adapter):
     async def subscribe_prefixes(self, prefixes: Collection[str]) -> None:
         """Subscribe to what is not refused."""
         await self._called("subscribe_prefixes", prefixes, self.subscribe_gate)
+        if self.fatal.intersection(prefixes):
+            self.cut()
+            raise BrokerUnavailableError("cut")
         refused = {prefix: self.refusals[prefix] for prefix in prefixes if prefix in self.refusals}
         unconfirmed = {prefix: self.unconfirmed[prefix] for prefix in prefixes if prefix in self.unconfirmed}
         self.prefixes.update(set(prefixes) - refused.keys() - unconfirmed.keys())
@@ -542,6 +548,49 @@ async def test_an_unconfirmed_prefix_of_a_resumed_link_is_a_gap() -> None:
         assert await take(messages, 1) == [("a.*", Gap)]
 
 
+async def test_a_prefix_that_ends_the_link_is_refused_alone() -> None:
+    """The links go on ending until the prefix is alone; then its join is refused, and the others receive."""
+    adapter = PrefixAdapter()
+    adapter.fatal = {"fatal."}
+    async with backplane_on(adapter) as backplane, backplane.subscribe("a.*") as messages:
+        with pytest.raises(SubscribeError, match="the link to the broker ended"):
+            async with asyncio.timeout(WAIT_SECONDS):
+                await messages.join("fatal.*")
+        await adapter.until(lambda: adapter.prefixes == {"a."})
+        await until_idle()
+        adapter.arrive("a.x", "1")
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not isinstance(item := await anext(messages), Message):
+                pass
+        assert item.data == "1"
+
+
+async def test_a_subscription_that_ends_during_the_join() -> None:
+    """It is in no pattern afterwards, though the broker has confirmed the prefix."""
+    adapter = PrefixAdapter()
+    async with backplane_on(adapter) as backplane, backplane.subscribe("b") as messages:
+        adapter.subscribe_gate.close()
+        joining = asyncio.create_task(messages.join("a.*"))
+        await adapter.until(lambda: ("subscribe_prefixes", ("a.",)) in adapter.calls)
+        messages.end()
+        adapter.subscribe_gate.open()
+        with pytest.raises(ClosedError):
+            await joining
+        assert list(messages.patterns) == []
+
+
+async def test_what_a_worker_has_of_a_channel() -> None:
+    """Subscribers of its name and of patterns count once, and the broker delivers it by its prefix."""
+    async with PatternWorld().linked() as world:
+        patterns = world.hub.patterns
+        assert (world.hub.audience("a.x"), patterns.is_wanted("a.x", confirmed=False)) == (0, False)
+        await world.joined("a.*", "*", names=["a.x"])
+        await world.joined("a.*")
+        assert [world.hub.audience(channel) for channel in ("a.x", "a.y", "b", "$backplane/x")] == [2, 2, 1, 0]
+        assert [patterns.is_wanted("a.x", confirmed=each) for each in (False, True)] == [True, True]
+        assert not patterns.is_wanted("$backplane/x", confirmed=False)
+
+
 async def test_a_gap_of_known_channels_of_a_lost_link() -> None:
     """What a link had lost before it was lost itself is reported once the prefix is confirmed."""
     async with PatternWorld().linked() as world:
@@ -600,6 +649,71 @@ async def test_a_pattern_gets_what_is_kept_live() -> None:
         await backplane.publish("kept.a", "5")
         assert await take(by_pattern, 5) == [("kept.a", str(number)) for number in (1, 2, 3, 4, 5)]
         assert backplane.statistics().delivered == 5
+
+
+async def test_order_where_a_channel_becomes_kept_and_is_no_longer() -> None:
+    """What waits for a slow fan-out is neither lost, repeated nor overtaken when its name is joined and left."""
+    async with (
+        Backplane("memory://", history={"kept.*": History()}) as backplane,
+        backplane.subscribe("other") as by_name,
+        AsyncExitStack() as stack,
+    ):
+        matching = [await stack.enter_async_context(backplane.subscribe("kept.*")) for _ in range(7)]
+        hub = hub_of(backplane)
+        hub._slice_size, hub._pass_seconds = 1, 0.0  # pyright: ignore[reportPrivateUsage]
+        hub.deliver("kept.a", b"1")
+        await run_passes(2)
+        hub.deliver("kept.a", b"2")
+        await by_name.join("kept.a")
+        await backplane.publish("kept.a", "3")
+        hub.deliver("kept.a", b"4")
+        await by_name.leave("kept.a")
+        await backplane.publish("kept.a", "5")
+        for messages in matching:
+            assert await take(messages, 5) == [("kept.a", str(number)) for number in (1, 2, 3, 4, 5)]
+
+
+async def test_a_name_that_is_left_in_doubt_is_a_gap() -> None:
+    """What is held back while a channel is read is in neither way for a subscriber that keeps only its pattern."""
+    async with (
+        Backplane("memory://", history={"kept.*": History()}) as backplane,
+        backplane.subscribe("kept.a", "kept.*") as messages,
+        backplane.subscribe("kept.a") as by_name,
+    ):
+        await backplane.publish("kept.a", "1")
+        await until_idle()
+        hub_of(backplane).gap(["kept.a"], "lost some")
+        await messages.leave("kept.a")
+        await by_name.leave("kept.a")
+        await backplane.publish("kept.a", "2")
+        assert await take(messages, 3) == [("kept.a", "1"), ("kept.a", Gap), ("kept.a", "2")]
+
+
+async def test_what_is_kept_waits_for_the_gap_of_a_pattern() -> None:
+    """While its prefix is not confirmed a pattern gets nothing of a kept channel either: the gap covers it."""
+    async with (
+        Backplane("memory://", history={"kept.*": History()}) as backplane,
+        backplane.subscribe("kept.a") as by_name,
+        backplane.subscribe("kept.*") as messages,
+        backplane.subscribe("other*") as other,
+    ):
+        hub = hub_of(backplane)
+        hub.patterns.open_gap(ALL, "lost some", "link_lost", resumed=False)
+        await backplane.publish("kept.a", "1")
+        assert await take(by_name, 1) == [("kept.a", "1")]
+        hub.patterns.gaps.report(["kept.*", "other*"])
+        await messages.leave("kept.*")
+        await backplane.publish("kept.a", "2")
+        await backplane.publish("other", "3")
+        assert await take(messages, 1) == [("kept.*", Gap)]
+        assert await take(other, 2) == [("other*", Gap), ("other", "3")]
+
+
+def hub_of(backplane: Backplane) -> Hub:
+    """Return the hub of a started backplane."""
+    runtime = backplane._runtime  # pyright: ignore[reportPrivateUsage]
+    assert runtime is not None
+    return runtime.hub
 
 
 async def test_nothing_stays_in_memory() -> None:
