@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,27 +28,31 @@ def nats_subjects(url: str, subject: str, queue: str = "") -> Source:
 
 @asynccontextmanager
 async def _read(url: str, subject: str, queue: str) -> AsyncGenerator[AsyncIterator[Item]]:
-    missing: list[Missing] = []
+    items: asyncio.Queue[Item | None] = asyncio.Queue(1000)
 
-    async def note(error: Exception) -> None:
+    async def received(message: Any) -> None:
+        await items.put((message.subject, message.data))
+
+    async def failed(error: Exception) -> None:
         if isinstance(error, SlowConsumerError):  # nats-py has dropped a message, and goes on
-            missing[:] = [Missing("this process did not read fast enough")]
+            await items.put(Missing("this process did not read fast enough"))
 
-    # By itself nats-py connects again, and what was missed meanwhile is not reported.
-    link: Any = await nats.connect(url, allow_reconnect=False, ping_interval=10, error_cb=note)
+    # nats-py connects again by itself, and reports nothing of what was missed meanwhile: so this ends here.
+    async def disconnected() -> None:
+        await items.put(None)
+
+    link: Any = await nats.connect(url, ping_interval=10, error_cb=failed, disconnected_cb=disconnected)
     try:
-        subscription = await link.subscribe(subject, queue=queue)
+        await link.subscribe(subject, queue=queue, cb=received)
         await link.flush()  # the server has the subscription, or has refused it
         if link.last_error is not None:
             raise BrokerError(str(link.last_error))
-        yield _items(link, subscription, missing)
+        yield _items(link, items)
     finally:
         await link.close()
 
 
-async def _items(link: Any, subscription: Any, missing: list[Missing]) -> AsyncIterator[Item]:
-    async for message in subscription.messages:
-        while missing:
-            yield missing.pop()
-        yield message.subject, message.data
-    raise link.last_error or ConnectionError("the connection was closed")
+async def _items(link: Any, items: asyncio.Queue[Item | None]) -> AsyncIterator[Item]:
+    while (item := await items.get()) is not None:
+        yield item
+    raise link.last_error or ConnectionError("the connection was lost")
