@@ -107,6 +107,11 @@ class TestRedisClusterClassic(TestRedisCluster):
         return f"{node.url}?pubsub=classic"
 
     @pytest.fixture
+    def prefix_url(self, redis_node: StartRedisNode) -> str:
+        """A node without these rules: they permit PSUBSCRIBE for no pattern but those that they name."""
+        return f"{redis_node().url}?pubsub=classic"
+
+    @pytest.fixture
     def take_away(self) -> TakeAway:
         """None: a slot has no part in it."""
         pytest.skip("Redis revokes no subscription: it ends the connections of a user who loses a channel")
