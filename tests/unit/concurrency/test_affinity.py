@@ -190,6 +190,7 @@ INTERNAL: dict[type, set[str]] = {
         "offer",
         "offer_missed",
         "outbox",
+        "withheld",
     }
 }
 

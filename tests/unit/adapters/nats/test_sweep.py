@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A channel waits for the sweep for as long as that takes on a busy machine; one test makes it impatient."""
+    monkeypatch.setattr(sweep_module, "_PATIENCE_SECONDS", 60)
+
+
 def sweep_of(model: ModelStream, start: int, wanted: Mapping[bytes, int]) -> Sweep:
     """Return a sweep of a model."""
     return Sweep(cast("Any", model), model.stream, start, wanted, run=asyncio.create_task)
