@@ -42,10 +42,11 @@ async def _read(url: str, subject: str, queue: str) -> AsyncGenerator[AsyncItera
         await items.put(None)
 
     link: Any = await nats.connect(url, ping_interval=10, error_cb=failed, disconnected_cb=disconnected)
+    earlier = link.last_error  # of a try to connect
     try:
         await link.subscribe(subject, queue=queue, cb=received)
         await link.flush()  # the server has the subscription, or has refused it
-        if link.last_error is not None:
+        if link.last_error is not earlier:
             raise BrokerError(str(link.last_error))
         yield _items(link, items)
     finally:
