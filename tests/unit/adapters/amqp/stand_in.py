@@ -5,6 +5,7 @@ from typing import Any
 
 from pamqp import commands
 from pamqp.body import ContentBody
+from pamqp.common import FieldTable  # noqa: TC002  # annotates a local variable
 from pamqp.frame import marshal, unmarshal
 from pamqp.header import ContentHeader
 
@@ -74,7 +75,8 @@ class StandIn:
     def deliver(self, key: str, header: ContentHeader, body: ContentBody) -> None:
         """Deliver a message to every consumer."""
         if self.offset is not None:
-            header.properties.headers = {"x-stream-offset": self.offset + 2**40}  # so that it is a long one
+            headers: FieldTable = {"x-stream-offset": self.offset + 2**40}  # so that it is a long one
+            header.properties.headers = headers
             self.offset += 1
             self.stored.append((key, header, body))
         for consumer in self._consumers:
