@@ -75,6 +75,12 @@ class ChannelSubscribers(_Joins):
         group.offered_bytes += size * offered
         self._traffic.count_lag(batch[0], now, received_at, span)
 
+    def note_received(self, batch: Batch) -> None:
+        """Count a batch for these subscribers alone, where the traffic of the worker counts it by its channel."""
+        self.messages += len(batch)
+        self.size_bytes += batch.size_bytes
+        self.last_received_at = time()
+
     def note_excluded(self, batch: Iterable[Message]) -> None:
         """Note whom the messages exclude that are received, before they are counted."""
         if self.excluded is None:

@@ -7,7 +7,6 @@ here, once for each message: patterns are grouped by their prefix, and what a ch
 from __future__ import annotations
 
 import logging
-from time import time
 from typing import TYPE_CHECKING, Final
 
 from backplane.channels import is_reserved
@@ -54,12 +53,6 @@ class PatternSubscribers(ChannelSubscribers):
     def __init__(self, pattern: Pattern, traffic: Traffic) -> None:
         super().__init__(traffic, traffic.groups.rest)
         self.pattern: Pattern = pattern
-
-    def note(self, batch: Batch) -> None:
-        """Count a batch for this pattern alone: the traffic of the worker counts it by its channel."""
-        self.messages += len(batch)
-        self.size_bytes += batch.size_bytes
-        self.last_received_at = time()
 
 
 class Matched:
@@ -122,7 +115,7 @@ class _Counter:
         """Count one delivery."""
         self._worker.count(batch, offered, received_at, span)
         for pattern in self._patterns:
-            pattern.note(batch)
+            pattern.note_received(batch)
 
 
 class _Confirmed:
