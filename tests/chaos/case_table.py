@@ -99,6 +99,7 @@ class CaseRecorder:
         silent: bool = False,
         recovered: float | None = None,
         more_gaps: int = 0,
+        may_be_unknown: bool = False,
     ) -> None:
         """Check and record a workload that has ended.
 
@@ -110,8 +111,9 @@ class CaseRecorder:
             silent: The link was open and carried nothing: detection within two probe intervals is guaranteed.
             recovered: Seconds since the broker's return; the maximum back-off and one second more are guaranteed.
             more_gaps: How many gaps may have been received without an outage.
+            may_be_unknown: Publishes may have ended without a known outcome, without an outage.
         """
-        result = workload.check(more_gaps=more_gaps)
+        result = workload.check(more_gaps=more_gaps, may_be_unknown=may_be_unknown)
         row = Row(
             case=case,
             broker=broker,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from tests.chaos.workload import Workload
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
+
+# A node that cannot reach the queue of a worker at the other one does not confirm what is on its way there.
+_MAY_BE_UNKNOWN: Final = True
 
 
 @pytest.fixture
@@ -47,7 +50,14 @@ async def test_a_killed_node(whole: RabbitCluster, record_case: CaseRecorder) ->
         detected = await workload.detected(since)
         recovered = await workload.recovered()
         assert [one.links for one in workload.participants if one not in workload.near] == [1, 1]
-    record_case("kill -9 of one of two nodes", "amqp", workload, detected=detected, recovered=recovered)
+    record_case(
+        "kill -9 of one of two nodes",
+        "amqp",
+        workload,
+        detected=detected,
+        recovered=recovered,
+        may_be_unknown=_MAY_BE_UNKNOWN,
+    )
 
 
 @pytest.mark.full
@@ -61,7 +71,7 @@ async def test_each_node_is_killed_in_turn(whole: RabbitCluster, record_case: Ca
             node.launch()
             await asyncio.to_thread(whole.wait_until_whole)
         recovered = await workload.recovered()
-    record_case("kill -9 of each of two nodes", "amqp", workload, recovered=recovered)
+    record_case("kill -9 of each of two nodes", "amqp", workload, recovered=recovered, may_be_unknown=_MAY_BE_UNKNOWN)
 
 
 @pytest.mark.full
@@ -77,4 +87,11 @@ async def test_two_nodes_that_are_cut_off_from_each_other(whole: RabbitCluster, 
         await asyncio.to_thread(whole.wait_until_whole)
         recovered = await workload.recovered()
     # One for what was published before the restart of the other part, and others while it comes back.
-    record_case("two nodes cut off from each other", "amqp", workload, recovered=recovered, more_gaps=5)
+    record_case(
+        "two nodes cut off from each other",
+        "amqp",
+        workload,
+        recovered=recovered,
+        more_gaps=5,
+        may_be_unknown=_MAY_BE_UNKNOWN,
+    )
