@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from backplane.adapters.amqp.connector import Connector
 from backplane.adapters.amqp.consumer import ConsumerConnection
 from backplane.adapters.amqp.errors import unavailable
+from backplane.adapters.amqp.inspection import describe_server, inspect_server
 from backplane.adapters.amqp.numbering import Numbering
 from backplane.adapters.amqp.options import AmqpOptions, check_options
 from backplane.adapters.amqp.publisher import PublisherConnection
@@ -22,11 +23,12 @@ from backplane.broadcaster import Broadcaster, Capabilities
 from backplane.message import ALL
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from backplane.adapters.amqp.connection import AmqpConnection
     from backplane.broadcaster import BrokerUrl, Options, Sink
     from backplane.errors import BrokerError
+    from backplane.findings import Finding
 
 __all__ = ["AmqpBroadcaster", "AmqpOptions"]
 
@@ -87,9 +89,7 @@ class AmqpBroadcaster(Broadcaster):
         Raises:
             PublishError: The server refused it; `retriable` where too much awaits its answer.
         """
-        if self._publisher is None:
-            raise unavailable("the link is closed")
-        await self._publisher.publish(channel, payload)
+        await self._require_publisher().publish(channel, payload)
 
     async def subscribe(self, channels: Collection[str]) -> None:
         """Subscribe, in this process; the first call opens the connection that receives, with its queue."""
@@ -117,18 +117,17 @@ class AmqpBroadcaster(Broadcaster):
         Raises:
             BrokerError: It does not.
         """
-        if self._publisher is None:
-            raise unavailable("the link is closed")
-        await self._publisher.check()
+        await self._require_publisher().check()
         if self._consumer is not None:
             await self._consumer.check()
 
     async def describe(self) -> str:
         """Return name and version."""
-        if self._publisher is None:
-            raise unavailable("the link is closed")
-        server = self._publisher.server
-        return f"{server.get('product', 'AMQP 0-9-1')} {server.get('version', '(version not granted)')}"
+        return describe_server(self._require_publisher().server)
+
+    async def inspect(self, subscribers: Mapping[str, int]) -> list[Finding]:
+        """Return what of the server can keep messages from workers; how many have subscribed AMQP does not show."""
+        return await inspect_server(self._require_publisher(), self.options)
 
     async def _open(self, sink: Sink) -> None:
         self._consumer_opening = asyncio.Lock()
@@ -154,6 +153,11 @@ class AmqpBroadcaster(Broadcaster):
             deliver=sink.deliver,
             overran=lambda reason: sink.gap(ALL, reason),
         )
+
+    def _require_publisher(self) -> PublisherConnection:
+        if self._publisher is None:
+            raise unavailable("the link is closed")
+        return self._publisher
 
     async def _ready(self, consumer: ConsumerConnection, publisher: PublisherConnection) -> None:
         """Prepare a connection that receives, before it is used."""

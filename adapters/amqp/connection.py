@@ -55,12 +55,14 @@ class AmqpConnection(ABC, asyncio.Protocol):
         loss: Why it ended; `None` while it is up.
         blocked: Why the server takes no publishes at present; empty where it takes them.
         server: What the server states about itself: `product`, `version`, `cluster_name`.
+        proposed_heartbeat_seconds: What the server proposed; 0 for none.
     """
 
     def __init__(self) -> None:
         self.loss: BrokerError | None = None
         self.blocked: str = ""
         self.server: dict[str, Any] = {}
+        self.proposed_heartbeat_seconds = 0
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._reader = FrameReader()
@@ -103,6 +105,7 @@ class AmqpConnection(ABC, asyncio.Protocol):
             properties: FieldTable = {"product": "backplane", "connection_name": name, "capabilities": _CAPABILITIES}
             response = "\0".join(("", *login))
             tuned = await self.ask(commands.Connection.StartOk(properties, "PLAIN", response), on=0)
+            self.proposed_heartbeat_seconds = tuned.heartbeat or 0
             self._frame_bytes = min(tuned.frame_max or MAX_FRAME_BYTES, MAX_FRAME_BYTES)
             self._request(commands.Connection.TuneOk(1, self._frame_bytes, heartbeat_seconds), on=0)
             await self.ask(commands.Connection.Open(virtual_host), on=0)

@@ -9,16 +9,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from backplane.adapters.amqp.broadcaster import AmqpBroadcaster
+from backplane.adapters.amqp.inspection import inspect_stream
 from backplane.adapters.amqp.publisher import PublisherConnection, StreamSettings
 from backplane.adapters.amqp.stream import StreamConsumer, StreamPosition
 from backplane.message import ALL
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from backplane.adapters.amqp.consumer import ConsumerConnection
     from backplane.adapters.amqp.options import AmqpOptions
     from backplane.broadcaster import BrokerUrl, Capabilities, Sink
+    from backplane.findings import Finding
 
 __all__ = ["DurableAmqpBroadcaster"]
 
@@ -62,6 +64,11 @@ class DurableAmqpBroadcaster(AmqpBroadcaster):
         """Drop `prefixes`, in this process."""
         await super().unsubscribe_prefixes(prefixes)
         self._prefixes.difference_update(prefixes)
+
+    async def inspect(self, subscribers: Mapping[str, int]) -> list[Finding]:
+        """Return what of the server, and of the stream, can keep messages from workers."""
+        findings = await super().inspect(subscribers)
+        return [*findings, inspect_stream(self._stream.name, self._require_publisher().stream_refusal)]
 
     def _make_publisher(self) -> PublisherConnection:
         options = self.options

@@ -80,6 +80,8 @@ class PublisherConnection(AmqpConnection):
 
     Attributes:
         max_message_bytes: What the server has shown to be its limit of a message; `None` where it has not.
+        may_create: This user may create the exchange.
+        stream_refusal: Why the server did not create the stream as it should be; empty where it did.
     """
 
     def __init__(
@@ -87,6 +89,8 @@ class PublisherConnection(AmqpConnection):
     ) -> None:
         super().__init__()
         self.max_message_bytes: int | None = None
+        self.may_create = True
+        self.stream_refusal = ""
         self._exchange = exchange
         self._max_pending_bytes = max_pending_bytes
         self._numbering = numbering
@@ -153,6 +157,7 @@ class PublisherConnection(AmqpConnection):
         try:
             await self.ask(declare)
         except BrokerAuthenticationError:  # one who may not create it may use it
+            self.may_create = False
             declare.passive = True
             await self.ask(declare)
         if self._stream is not None:
@@ -172,6 +177,7 @@ class PublisherConnection(AmqpConnection):
         except BrokerUnavailableError:
             raise
         except BrokerError as error:  # it exists with another retention, or it may not be created
+            self.stream_refusal = error.reason
             write(
                 logger,
                 BROKER_DETAIL,

@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     from backplane.adapters.amqp.wire import Content
     from backplane.errors import BrokerError
 
-__all__ = ["Record", "StreamConsumer", "StreamPosition"]
+__all__ = ["MARKS", "Record", "StreamConsumer", "StreamPosition"]
 
 _PREFETCH: Final = 2000  # most messages that are under way and not acknowledged
 _DELETED: Final = "messages were deleted (retention) before this worker had received them"
-_MARKS: Final = "$backplane/mark"  # the routing key of what shows a worker how far it has read
+MARKS: Final = "$backplane/mark"
+"""The routing key of what shows a worker how far it has read; other workers take no note of it."""
 
 
 class Record(NamedTuple):
@@ -98,12 +99,12 @@ class StreamConsumer(ConsumerConnection):
         Raises:
             BrokerError: A connection ended.
         """
-        self.wanted.add([_MARKS])
+        self.wanted.add([MARKS])
         try:
-            await publisher.publish(_MARKS, self._mark)
+            await publisher.publish(MARKS, self._mark)
             await self._marked
         finally:
-            self.wanted.remove([_MARKS])
+            self.wanted.remove([MARKS])
             self._marked.cancel()
 
     async def _prepare(self) -> None:
@@ -141,7 +142,7 @@ class StreamConsumer(ConsumerConnection):
             self._request(commands.Basic.Ack(self._delivery, multiple=True))
 
     def _deliver_or_mark(self, channel: str, payload: bytes) -> None:
-        if channel != _MARKS:
+        if channel != MARKS:
             self._deliver_message(channel, payload)
         elif payload == self._mark and not self._marked.done():
             self._marked.set_result(None)

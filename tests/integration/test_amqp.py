@@ -71,6 +71,11 @@ def publisher_of(adapter: Any) -> PublisherConnection:
     return cast("PublisherConnection", adapter._publisher)
 
 
+async def troubles_of(adapter: AmqpBroadcaster) -> dict[str, str]:
+    """Return the levels of what `backplane doctor` finds and is not `ok`, by check."""
+    return {finding.check: finding.level for finding in await adapter.inspect({}) if finding.level != "ok"}
+
+
 # -- what the queue loses ----------------------------------------------------------------------------------------------
 
 
@@ -200,6 +205,8 @@ async def test_users_and_their_rights(server: RabbitProcess) -> None:
         await Backplane(f"amqp://{name}:secret@{address}/missing").start()
     url, sink = server.own_url, RecordingSink()
     exchange = url.partition("exchange=")[2]
+    async with started(url) as owner:
+        assert await troubles_of(owner) == {"amqp_policies": "skipped"}
     rights = ("set_permissions", name, rf"^{exchange}\..*", rf"^{exchange}\..*", rf"^{exchange}.*")
     await asyncio.to_thread(server.control, *rights)
     async with started(url) as owner, started(url.replace("guest:guest", f"{name}:secret"), sink) as listener:
@@ -211,6 +218,11 @@ async def test_users_and_their_rights(server: RabbitProcess) -> None:
                 await listener.publish("room", b"x")
             assert not denied.value.retriable
         await listener.check()
+        assert await troubles_of(listener) == {
+            "amqp_publish": "error",
+            "amqp_rights": "warning",
+            "amqp_policies": "skipped",
+        }
         await owner.publish("room", b"still")
         await sink.until(lambda: len(sink.delivered) == 2)
         assert not sink.losses
@@ -345,6 +357,8 @@ async def test_a_memory_alarm_is_named(troubled: RabbitProcess) -> None:
         with pytest.raises(BrokerUnavailableError, match=r"RabbitMQ blocks publishers: .*memory"):
             await adapter.publish("room", b"refused")
         await adapter.check()
+        async with started(troubled.url) as doctor:  # the server reports an alarm to what publishes
+            assert (await troubles_of(doctor))["amqp_alarm"] == "error"
         await asyncio.to_thread(troubled.control, "set_vm_memory_high_watermark", "absolute", "4GB")
         async with asyncio.timeout(30):
             while publisher_of(adapter).blocked:

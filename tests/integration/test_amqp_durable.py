@@ -158,6 +158,7 @@ async def test_a_stream_with_another_retention_is_used_as_it_is(url: str) -> Non
         await other.subscribe(["room"])
         await other.publish("room", b"x")
         await sink.until(lambda: bool(sink.delivered))
+        assert [(await adapter.inspect({}))[-1].level for adapter in (worker, other)] == ["ok", "warning"]
 
 
 async def test_a_queue_that_is_no_stream(amqp_broker: Broker) -> None:

@@ -200,6 +200,7 @@ async def test_rabbitmq(amqp_broker: Broker) -> None:
     url = amqp_broker.url
     assert "RabbitMQ" in await description(url)
     assert "check the user and the password" in await problem(url.replace(":guest@", f":{SECRET}@"))
+    assert (await findings(url))["amqp_server"] == "ok"
     assert "vhost nowhere not found" in await problem(f"{url}/nowhere")
     tls = url.replace("amqp:", "amqps:")
     assert "where this port speaks no TLS, the scheme is amqp://" in await problem(f"{tls}?{PATIENT}")

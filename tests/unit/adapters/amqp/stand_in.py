@@ -33,6 +33,8 @@ class StandIn:
         self.on_publish: Any = None  # a method in place of the confirmation
         self.drop: set[bytes] = set()
         self.cluster = "one"
+        self.capabilities = dict.fromkeys(("publisher_confirms", "consumer_cancel_notify", "connection.blocked"), True)
+        self.once: dict[str, Any] = {}  # a method in place of the first answer, by what is answered
         self.logins: list[str] = []
         self.answers = dict(_ANSWERS)
         self.offset: int | None = None  # of the next message, where the queue is a stream
@@ -44,16 +46,21 @@ class StandIn:
         """Serve one connection."""
         self._writers.add(writer)
         await reader.readexactly(8)
-        properties: Any = {"product": "RabbitMQ", "version": "0", "cluster_name": self.cluster}
+        properties: Any = {
+            "product": "RabbitMQ",
+            "version": "0",
+            "cluster_name": self.cluster,
+            "capabilities": self.capabilities,
+        }
         writer.write(marshal(commands.Connection.Start(server_properties=properties), 0))
         number, header = 0, ContentHeader()
         key = ""
         while head := await reader.read(7):
             data = head + await reader.readexactly(int.from_bytes(head[3:7], "big") + 1)
             _, channel, frame = unmarshal(data)
-            answer = self.answers.get(frame.name)
+            answer = self.once.pop(frame.name, None) or self.answers.get(frame.name, lambda: None)()
             if answer is not None:
-                writer.write(marshal(answer(), channel))
+                writer.write(marshal(answer, channel))
             if isinstance(frame, commands.Connection.StartOk):
                 self.logins.append(frame.response)
             elif isinstance(frame, commands.Basic.Consume):
