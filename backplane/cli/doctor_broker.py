@@ -22,11 +22,18 @@ _SLOW_SECONDS: Final = 0.05
 
 
 async def inspect_broker(url: str, on_progress: Callable[[str], None]) -> AsyncIterator[Finding]:
-    """Yield whether the broker can be used, and how long a message takes there and back."""
+    """Yield whether the broker can be used, and how long a message takes there and back.
+
+    Where the link opens and messages do not return, what the adapter finds at the broker is yielded: it can be why.
+    """
     diagnosis = await diagnose(url, messages=_MESSAGES, on_progress=on_progress)
     if diagnosis.problem is not None:
         text, _, cure = diagnosis.problem.partition("; ")
         yield Finding(check="broker", level="error", text=text, cure=cure)
+        if diagnosis.connect_seconds is not None:
+            for finding in await inspect_configuration(url, {}):
+                if finding.level in ("warning", "error"):
+                    yield finding
         return
     yield Finding(
         check="broker", level="ok", text=f"{diagnosis.broker or 'the broker'} is connected, and returns messages"
