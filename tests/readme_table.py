@@ -27,6 +27,8 @@ _NAMED = {
     "redis+sentinel": "redis+sentinel://host,host/service",
     "redis+cluster": "redis+cluster://host,host",
 }
+# Options with which an adapter promises more: a row of its own.
+_VARIANTS = {"postgres": "postgres://host/db?durable=true", "amqp": "amqp://host?durable=true"}
 
 
 def table() -> str:
@@ -36,7 +38,7 @@ def table() -> str:
         MissingDependencyError: The client library of an adapter is not installed.
     """
     head = f"{_line(_COLUMNS)}{'|---' * len(_COLUMNS)}|\n"
-    return head + "".join(_line(_row(names)) for names in schemes_by_adapter())
+    return head + "".join(_line(row) for schemes in schemes_by_adapter() for row in _rows(schemes))
 
 
 def schemes_by_adapter() -> list[list[str]]:
@@ -62,15 +64,22 @@ def _built_in() -> Mapping[str, tuple[str, str | None]]:
     return registry._BUILT_IN  # pyright: ignore[reportPrivateUsage]
 
 
-def _row(schemes: Sequence[str]) -> tuple[str, ...]:
-    capabilities = capabilities_of(schemes[0])
+def _rows(schemes: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the row of an adapter, and that of the option with which it promises more."""
+    extra = _built_in()[schemes[0]][1]
+    rows = [_row([_NAMED.get(scheme, f"{scheme}://") for scheme in schemes], capabilities_of(schemes[0]), extra)]
+    if (url := _VARIANTS.get(schemes[0])) is not None:
+        rows.append(_row([url], broadcaster_from_url(url).capabilities, extra))
+    return rows
+
+
+def _row(urls: Sequence[str], capabilities: Capabilities, extra: str | None) -> tuple[str, ...]:
     gap = "is rebuilt; a `Gap`" if capabilities.keeps == "nothing" else "is rebuilt; a `Gap`, except with a history"
     recovers = "continues where it was" if capabilities.resumes else gap
     if capabilities.parts:
         recovers = "one node that fails: a `Gap` for its channels alone, except with a history"
-    extra = _built_in()[schemes[0]][1]
     return (
-        ", ".join(f"`{_NAMED.get(scheme, f'{scheme}://')}`" for scheme in schemes),
+        ", ".join(f"`{url}`" for url in urls),
         describe_reach(capabilities),
         describe_return(capabilities),
         recovers if capabilities.brokered else _NOTHING,
