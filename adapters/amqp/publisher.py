@@ -178,13 +178,7 @@ class PublisherConnection(AmqpConnection):
             raise
         except BrokerError as error:  # it exists with another retention, or it may not be created
             self.stream_refusal = error.reason
-            write(
-                logger,
-                BROKER_DETAIL,
-                "stream %(name)r is used as it is: %(reason)s",
-                name=stream.name,
-                reason=error.reason,
-            )
+            write(logger, BROKER_DETAIL, "the stream is used as it is: %(reason)s", reason=error.reason)
             declare.passive = True
             await self.ask(declare)
         with suppress(BrokerAuthenticationError):  # another worker may, then
