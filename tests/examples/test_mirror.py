@@ -304,10 +304,11 @@ async def test_live_pages(private_nats: StartNats, tmp_path: Path) -> None:
         assert [received_close_code(page) for page in pages] == [CloseCode.MESSAGES_MISSED] * 2
 
 
-async def test_order_pages(kafka_broker: Broker, tmp_path: Path, ipc_url: str) -> None:
+async def test_order_pages(private_kafka: StartKafka, tmp_path: Path, ipc_url: str) -> None:
     """The program: of two workers one reads a record, and the pages of both receive it."""
-    async with kafka_of(kafka_broker, topic := f"orders-{uuid4()}") as (producer, _):
-        variables = {"KAFKA": kafka_broker.url, "TOPIC": topic}
+    broker = private_kafka()  # on the shared one another test expects no consumer group
+    async with kafka_of(broker, topic := "orders") as (producer, _):
+        variables = {"KAFKA": broker.url}
         command = [sys.executable, "-m", "uvicorn", "mirror.orders:app", "--port", "{port}"]
         with ExitStack() as stack:
             servers = [
