@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
     from tests.brokers.broker import Broker
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(400)]
 
 logger = logging.getLogger(__name__)
 
 WORKERS = 2
-SECONDS = 40
+SECONDS = 90
 PERIOD_SECONDS = 0.1
 OUTAGE_SECONDS = 1
 
