@@ -62,7 +62,7 @@ class AmqpConnection(ABC, asyncio.Protocol):
         self.loss: BrokerError | None = None
         self.blocked: str = ""
         self.server: dict[str, Any] = {}
-        self.proposed_heartbeat_seconds = 0
+        self.proposed_heartbeat_seconds: int = 0
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._reader = FrameReader()

@@ -89,8 +89,8 @@ class PublisherConnection(AmqpConnection):
     ) -> None:
         super().__init__()
         self.max_message_bytes: int | None = None
-        self.may_create = True
-        self.stream_refusal = ""
+        self.may_create: bool = True
+        self.stream_refusal: str = ""
         self._exchange = exchange
         self._max_pending_bytes = max_pending_bytes
         self._numbering = numbering
