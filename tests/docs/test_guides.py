@@ -199,6 +199,8 @@ def wait_until_joined(client: TestClient, backplane: Any) -> None:
     async def joined() -> None:
         while not (await backplane.health()).channels:
             await asyncio.sleep(0)
+        for _ in range(100):  # until it is confirmed: memory:// takes some passes
+            await asyncio.sleep(0)
 
     assert client.portal is not None
     client.portal.call(joined)

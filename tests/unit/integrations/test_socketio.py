@@ -123,6 +123,8 @@ async def test_backplane_that_is_not_started(monkeypatch: pytest.MonkeyPatch, ca
     async with backplane:
         while not (await backplane.health()).channels:
             await asyncio.sleep(0.01)
+        async with backplane.subscribe("socketio"):  # until it is confirmed
+            pass
         await BackplaneManager(backplane, write_only=True).emit("news", 1)
         assert await server.received() == ("one", '42["news",1]')
         await server.manager.stop()
