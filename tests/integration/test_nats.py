@@ -339,7 +339,7 @@ async def test_joins_over_the_limit_of_subscriptions_fail(private_nats: StartNat
 async def test_a_join_over_the_limit_waits_for_a_free_place(private_nats: StartNats) -> None:
     """A join over the limit waits until another subscription ends, and raises with the server's error if none does."""
     broker = private_nats("max_subscriptions: 1")
-    settings = Settings(subscribe_timeout_seconds=0.3, linger_seconds=0.01)
+    settings = Settings(subscribe_timeout_seconds=3, linger_seconds=0.01)
     async with Backplane(broker.url, settings=settings) as backplane:
         async with backplane.subscribe("one"):
             with pytest.raises(BrokerUnavailableError, match="maximum subscriptions exceeded"):
