@@ -104,7 +104,7 @@ async def test_a_join_waits_for_a_busy_server(private_redis: StartRedis) -> None
 async def test_a_join_over_its_time_at_a_busy_server_is_unavailable(private_redis: StartRedis) -> None:
     """A join whose time limit ends while the server is BUSY raises a retriable error with the server's text."""
     broker = private_redis(BUSY)
-    settings = Settings(probe_interval_seconds=30, subscribe_timeout_seconds=0.3)
+    settings = Settings(probe_interval_seconds=30, subscribe_timeout_seconds=2)
     async with Backplane(broker.url, settings=settings) as backplane, backplane.subscribe("other"):
         async with busy(broker.url):
             with pytest.raises(BrokerUnavailableError, match="BUSY"):
