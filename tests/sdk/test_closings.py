@@ -79,7 +79,7 @@ async def test_ways_to_close(client: SdkClient, server: SdkServer, own: str) -> 
 async def test_a_refresh_with_an_expired_token(client: SdkClient, server: SdkServer, own: str) -> None:
     """A subscription that is refreshed with a token that has expired subscribes again, with a new one."""
     now = int(time.time())
-    tokens = [f"ann{own}|{now + 2}", f"ann{own}|5", f"ann{own}|{now + 600}"]
+    tokens = [f"ann{own}|{now + 8}", f"ann{own}|5", f"ann{own}|{now + 600}"]
     client.send("connect", url=server.url, token=f"ann{own}")
     client.send("subscribe", channel=f"token:1{own}", tokens=tokens)
     await client.wait_for("subscribed")
