@@ -310,8 +310,8 @@ async def test_server_side(client: SdkClient, server: SdkServer, proxy: FaultPro
 async def test_connection_token(client: SdkClient, server: SdkServer, own: str) -> None:
     """A token is refreshed when it expires, and the new one when that expires."""
     now = int(time.time())
-    tokens = [f"ann{own}|{now + 6}", f"ann{own}|{now + 600}"]
-    await connect(client, server.url, token=f"ann{own}|{now + 3}", tokens=tokens)
+    tokens = [f"ann{own}|{now + 14}", f"ann{own}|{now + 600}"]
+    await connect(client, server.url, token=f"ann{own}|{now + 7}", tokens=tokens)
     await client.wait_for("get_token")
     await client.wait_for("get_token")
     assert story(client.events, own) == {
@@ -324,7 +324,7 @@ async def test_connection_token(client: SdkClient, server: SdkServer, own: str) 
 async def test_subscription_token(client: SdkClient, server: SdkServer, own: str) -> None:
     """A token of a subscription is refreshed when it expires, and the new one when that expires."""
     now = int(time.time())
-    tokens = [f"ann{own}|{now + seconds}" for seconds in (3, 6, 600)]
+    tokens = [f"ann{own}|{now + seconds}" for seconds in (7, 14, 600)]
     await connect(client, server.url, token=f"ann{own}")
     await subscribe(client, f"token:1{own}", tokens=tokens)
     for _ in tokens:
