@@ -564,7 +564,9 @@ class HistoryConformance(ResumeConformance):
 
     async def test_cancelling_history_at_any_moment_leaks_nothing(self, url: str, room: str) -> None:
         """Whichever await of `prepare`, `keep`, `recall` is cancelled, `stop` leaves no task and no open file."""
-        await run_for_passes(self._one_life(broadcaster_from_url(url), room), 100)  # what is opened only once is open
+        broadcaster = broadcaster_from_url(url)
+        await run_for_passes(self._one_life(broadcaster, room), 100)  # what is opened only once is open
+        await broadcaster.stop()
         await settled()
         files, tasks = open_files(), len(asyncio.all_tasks())
         for passes in (*range(60), *range(60, 600, 20)):
