@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shlex
@@ -22,7 +23,9 @@ from tests.server_process import end_with_children
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["DOCS", "ROOT", "Page", "Reader", "ports"]
+    from backplane import Backplane
+
+__all__ = ["DOCS", "ROOT", "Page", "Reader", "ports", "until_subscribed"]
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -34,6 +37,15 @@ _COMMANDS = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _ESCAPES = re.compile(r"\x1b(?:\[[0-9;]*[A-Za-z]|[78])")
 
 _connect: Any = connect  # what it returns is typed otherwise from one release of websockets to the next
+
+
+async def until_subscribed(backplane: Backplane, channel: str) -> None:
+    """Wait until a consumer has joined `channel`: it has begun to, and the broker confirms the channel."""
+    async with asyncio.timeout(_SECONDS):
+        while not (await backplane.health()).channels:
+            await asyncio.sleep(0)
+        async with backplane.subscribe(channel):
+            pass
 
 
 class Page:

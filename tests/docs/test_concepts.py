@@ -16,7 +16,7 @@ from starlette.websockets import WebSocketDisconnect
 from backplane import Backplane, BrokerUnavailableError, History, Message, Presence, PublishOutcomeUnknownError
 from backplane.adapters.memory import MemoryBroadcaster
 from backplane.message import ALL
-from tests.docs.pages import DOCS, Page
+from tests.docs.pages import DOCS, Page, until_subscribed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -96,15 +96,6 @@ async def test_consumer(capsys: pytest.CaptureFixture[str], sinks: list[Sink]) -
         await backplane.publish("orders", "last")
     await asyncio.wait_for(following, WAIT_SECONDS)
     assert capsys.readouterr().out.splitlines() == ['orders {"id":42}', "reload: overrun", "orders last"]
-
-
-async def until_subscribed(backplane: Backplane, channel: str) -> None:
-    """Wait until a consumer has joined `channel`: it has begun to, and the broker confirms the channel."""
-    async with asyncio.timeout(WAIT_SECONDS):
-        while not (await backplane.health()).channels:
-            await asyncio.sleep(0)
-        async with backplane.subscribe(channel):
-            pass
 
 
 # --- patterns ------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from backplane import Backplane, History, Limits
 from backplane.sync import SyncBackplane
+from tests.docs.pages import until_subscribed
 from tests.server_in_loop import serving_in_loop
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def test_typed() -> None:
     with TestClient(names["app"]) as client:
         assert client.portal is not None
         following = client.portal.start_task_soon(names["follow"], "berlin", 42)
-        wait_until_joined(client, names["backplane"])
+        client.portal.call(until_subscribed, names["backplane"], "orders:berlin:42")
         assert client.post("/orders/berlin/42", json={"item": "tea", "amount": 2}).status_code == 200
         assert client.post("/orders/berlin/42", json={"item": "tea"}).status_code == 422
         assert client.post("/orders/berlin/42", json={"item": "tea", "amount": 0}).status_code == 200
@@ -191,19 +192,6 @@ async def first(messages: Any, count: int) -> AsyncIterator[Any]:
     async with asyncio.timeout(30):
         for _ in range(count):
             yield await anext(messages)
-
-
-def wait_until_joined(client: TestClient, backplane: Any) -> None:
-    """Wait until a consumer has subscribed."""
-
-    async def joined() -> None:
-        while not (await backplane.health()).channels:
-            await asyncio.sleep(0)
-        for _ in range(100):  # until it is confirmed: memory:// takes some passes
-            await asyncio.sleep(0)
-
-    assert client.portal is not None
-    client.portal.call(joined)
 
 
 def test_commands() -> None:
