@@ -29,10 +29,11 @@ from backplane.adapters.redis.errors import (
     is_denied,
     is_read_only,
     publish_error,
+    recall_error,
     unavailable,
 )
 from backplane.adapters.redis.history import KEYS_PREFIX, RedisHistory, load_scripts
-from backplane.adapters.redis.inspection import inspect_server, other_prefixes
+from backplane.adapters.redis.inspection import describe_server, inspect_server, other_prefixes
 from backplane.adapters.redis.link import RedisLink
 from backplane.adapters.redis.options import MAX_PREFIX, RedisOptions, check_options
 from backplane.adapters.redis.patterns import escape_glob
@@ -236,9 +237,7 @@ class RedisBroadcaster(Broadcaster):
             reply = await _required(self._publisher).recall(command)
         except hiredis.ReplyError as error:
             self._leave_replica(error)
-            if classify_reply(error) == "passing":
-                raise unavailable(f"the server recalls nothing at present: {error_text(error)}") from error
-            raise BrokerError(f"the server refused to recall: {error_text(error)}", adapter="redis") from error
+            raise recall_error(error, "server") from error
         return self._history.recalled(reply, after)
 
     async def check(self) -> None:
@@ -252,14 +251,7 @@ class RedisBroadcaster(Broadcaster):
 
     async def describe(self) -> str:
         """Return name and version, as `INFO server` reports them; an ACL can deny it."""
-        publisher = _required(self._publisher)
-        try:
-            fields = info_fields(await publisher.ask(b"INFO", b"server"))
-        except hiredis.ReplyError:
-            fields = {}
-        if "valkey_version" in fields:  # Valkey reports the version of Redis that it is compatible with too
-            return f"Valkey {fields['valkey_version']}"
-        return f"Redis {fields.get('redis_version', '(version not granted)')}"
+        return await describe_server(_required(self._publisher))
 
     async def inspect(self, subscribers: Mapping[str, int]) -> list[Finding]:
         """Return what of the server's limits can cut links, and whether as many workers have subscribed as should."""

@@ -29,6 +29,7 @@ __all__ = [
     "login_error",
     "outcome_unknown",
     "publish_error",
+    "recall_error",
     "unavailable",
 ]
 
@@ -102,6 +103,18 @@ def publish_error(reply: hiredis.ReplyError) -> PublishError:
             f"{reply}: set max_payload_bytes to what the server accepts (its proto-max-bulk-len)", adapter="redis"
         )
     return PublishError(str(reply), adapter="redis", retriable=classify_reply(reply) == "passing")
+
+
+def recall_error(reply: hiredis.ReplyError, who: str) -> BrokerError:
+    """Return what to raise for a read of a history that was answered with an error.
+
+    Args:
+        reply: The reply.
+        who: What answered, as the error calls it: the server, or the node.
+    """
+    if classify_reply(reply) == "passing":
+        return unavailable(f"the {who} recalls nothing at present: {error_text(reply)}")
+    return BrokerError(f"the {who} refused to recall: {error_text(reply)}", adapter="redis")
 
 
 def login_error(command: bytes, reply: hiredis.ReplyError, where: str) -> BrokerError | None:

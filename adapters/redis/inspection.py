@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from backplane.adapters.redis.link import RedisLink
     from backplane.findings import Level
 
-__all__ = ["compare_subscribers", "config_of", "inspect_limits", "inspect_server", "other_prefixes"]
+__all__ = ["compare_subscribers", "config_of", "describe_server", "inspect_limits", "inspect_server", "other_prefixes"]
 
 _MIB: Final = 1024 * 1024
 # What a worker that reads slowly for some seconds may have waiting: the default of Redis is 32 MiB, or 8 for a minute.
@@ -23,6 +23,17 @@ _LEAST_HARD_BYTES: Final = 64 * _MIB
 _LEAST_SOFT_BYTES: Final = 32 * _MIB
 _MOST_CLIENTS_SHARE: Final = 0.8
 _CONTROL: Final = "$backplane/control"
+
+
+async def describe_server(link: RedisLink) -> str:
+    """Return name and version of a server; an ACL can deny the version."""
+    try:
+        fields = info_fields(await link.ask(b"INFO", b"server"))
+    except hiredis.ReplyError:
+        fields = {}
+    if "valkey_version" in fields:  # Valkey reports the version of Redis that it is compatible with too
+        return f"Valkey {fields['valkey_version']}"
+    return f"Redis {fields.get('redis_version', '(version not granted)')}"
 
 
 async def inspect_server(

@@ -17,10 +17,10 @@ from zlib import crc32
 
 import hiredis
 
-from backplane.adapters.redis.errors import classify_reply, error_text, publish_error, unavailable
+from backplane.adapters.redis.errors import classify_reply, publish_error, recall_error, unavailable
 from backplane.adapters.redis.history import load_scripts
+from backplane.adapters.redis.inspection import describe_server
 from backplane.adapters.redis.options import check_options
-from backplane.adapters.redis.server_info import info_fields
 from backplane.adapters.redis_cluster.classic import ClassicClusterBroadcaster
 from backplane.adapters.redis_cluster.connector import Connector
 from backplane.adapters.redis_cluster.discovery import find_map
@@ -230,9 +230,7 @@ class RedisClusterBroadcaster(Broadcaster):
         try:
             reply = await self._require_publisher().run_script(self._encode(channel), command, 0)
         except hiredis.ReplyError as error:
-            if classify_reply(error) == "passing":
-                raise unavailable(f"the node recalls nothing at present: {error_text(error)}") from error
-            raise BrokerError(f"the node refused to recall: {error_text(error)}", adapter="redis") from error
+            raise recall_error(error, "node") from error
         except PublishError as error:  # a read that ended with its link is as good as one that was not sent
             raise unavailable(error.reason) from error
         return self._history.recalled(reply, after)
@@ -253,14 +251,8 @@ class RedisClusterBroadcaster(Broadcaster):
         """Return name, version and the number of nodes that serve slots; an ACL can deny the version."""
         nodes = self._require_nodes()
         node = nodes.require()
-        try:
-            fields = info_fields(await node.publisher.ask(b"INFO", b"server"))
-        except hiredis.ReplyError:
-            fields = {}
-        product, version = "Redis", fields.get("redis_version", "(version not granted)")
-        if "valkey_version" in fields:  # Valkey reports the version of Redis that it is compatible with too
-            product, version = "Valkey", fields["valkey_version"]
-        return f"{product} {version}, a cluster of {len(nodes)}"
+        described = await describe_server(node.publisher)
+        return f"{described}, a cluster of {len(nodes)}"
 
     async def inspect(self, subscribers: Mapping[str, int]) -> list[Finding]:
         """Return the state of the cluster, what of its nodes can lose messages, and whether all have subscribed."""
